@@ -1,0 +1,55 @@
+# make demo   a model learns Shakespeare, speaks, and shows which of its neurons fire
+# make test   lint, types, all tests
+# make bench  measure this machine
+# make docs   build the documentation into site/
+
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/demo
+TEXT   ?= To be or not to be
+# extra words for pip, for example an index that has a CPU-only torch
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt
+
+.PHONY: demo test lint types bench docs clean
+
+demo: $(VENV)/.core
+	@$(BIN)/bdh train --dataset shakespeare --model-size nano --out-dir $(RUN) --resume-from auto
+	@$(BIN)/bdh generate --model $(RUN) --prompt "ROMEO:" --max-new-tokens 300 --seed 1
+	@$(BIN)/bdh inspect --model $(RUN) --text "$(TEXT)" --html $(RUN)/report.html
+
+test: $(VENV)/.dev lint types
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.core
+	$(BIN)/python benchmarks/core.py
+
+docs: $(VENV)/.dev
+	$(PIP) -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make environments: apt install python3-venv"; exit 2; }
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (once; torch is large) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (once; torch is large) ..."
+	@$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.core

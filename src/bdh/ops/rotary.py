@@ -1,0 +1,89 @@
+"""Rotary positions whose phase is exact at any position and under any cast.
+
+Frequencies are a function of the number of neurons per head, never a stored tensor, so `.half()` cannot
+round them; phases are taken modulo one turn in float64 from integer positions, so position 1e8 is as
+exact as position 0.
+
+Shapes: B batch, H heads, T tokens, K neurons per head.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+THETA = 2.0**16
+"""Base of the frequencies, as in the released code."""
+
+
+def frequencies(neurons_per_head: int) -> Tensor:
+    """Return the turns per token of each neuron pair: f_j = THETA^(-2j/K) / (2 pi), j = 0..K/2-1.
+
+    Neurons 2j and 2j+1 of a head rotate together (paper, Def. 4: U = RoPE).
+
+    Returns:
+        (K/2,) float64.
+
+    >>> round(1 / frequencies(8192)[0].item(), 4)   # the fastest pair: one turn in 2 pi tokens
+    6.2832
+    """
+    j = torch.arange(0, neurons_per_head, 2, dtype=torch.float64)
+    return THETA ** (-j / neurons_per_head) / (2 * math.pi)
+
+
+def rotation(neurons_per_head: int, start: int, length: int, like: Tensor) -> Tensor:
+    """Return the unit complex numbers exp(2 pi i f_j t) of positions start .. start+length-1.
+
+    Args:
+        neurons_per_head: K.
+        start: position of the first token (any integer up to 2**53).
+        length: T.
+        like: a tensor whose device the result lives on; float64 input gives complex128, any other
+            precision complex64.
+
+    Returns:
+        (T, K/2) complex.
+    """
+    dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    return _rotation(neurons_per_head, start, length, like.device, dtype)
+
+
+# a training run asks for the same table at every step, a generation for a new one-row table each time
+@lru_cache(maxsize=8)
+def _rotation(neurons_per_head: int, start: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # built on the CPU: some accelerators have no float64. Inference tensors could not be reused in training
+    with torch.inference_mode(False):
+        positions = torch.arange(start, start + length, dtype=torch.float64)[:, None]
+        angle = (positions * frequencies(neurons_per_head)).frac() * (2 * math.pi)
+        return torch.polar(torch.ones_like(angle), angle).to(device=device, dtype=dtype)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate each neuron pair of `x` by its phase: (x_2j + i x_2j+1) * turn_j.
+
+    Computed in at least float32; the result has the dtype of `x`.
+
+    Args:
+        x: (..., T, K).
+        turn: (T, K/2) complex, from `rotation`.
+
+    Returns:
+        (..., T, K).
+
+    >>> x = torch.randn(1, 2, 5, 8)
+    >>> y = rotate(x, rotation(8, 1000, 5, x))
+    >>> torch.allclose(x.norm(dim=-1), y.norm(dim=-1))   # a rotation keeps lengths
+    True
+    """
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    pairs = wide.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # the compiler does not generate code for complex numbers
+        real, imag = pairs.unbind(-1)
+        out = torch.stack((real * turn.real - imag * turn.imag, imag * turn.real + real * turn.imag), dim=-1)
+    else:
+        out = torch.view_as_real(torch.view_as_complex(pairs) * turn)
+    return out.flatten(-2).to(x.dtype)

@@ -1,0 +1,18 @@
+"""Training: one loop, a learning-rate schedule, and the run directory."""
+
+from bdh.train.fit import NonFiniteError, Result, fit, make_optimizer, pick_device, pick_dtype
+from bdh.train.report import Reporter
+from bdh.train.run import Run
+from bdh.train.schedule import learning_rate
+
+__all__ = [
+    "NonFiniteError",
+    "Reporter",
+    "Result",
+    "Run",
+    "fit",
+    "learning_rate",
+    "make_optimizer",
+    "pick_device",
+    "pick_dtype",
+]

@@ -1,0 +1,302 @@
+"""The training loop: the only one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdh import lens
+from bdh.checkpoint import CheckpointError
+from bdh.config import TrainConfig
+from bdh.data import Corpus, TextDecoder, fixed_windows, random_windows
+from bdh.model import BDH
+from bdh.ops.memory import keep_freed_memory
+from bdh.train.report import Reporter
+from bdh.train.run import Run, restore
+from bdh.train.schedule import learning_rate
+
+DENSITY_WINDOWS = 4
+SAMPLE_TOKENS = 300
+# 2^64 over the golden ratio: multiples of it spread evenly, so that no two (seed, step) share a dropout stream
+_SPREAD = 0x9E3779B97F4A7C15
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is not a finite number; the step was not taken."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training run ended."""
+
+    step: int
+    """Optimiser steps taken in all."""
+    val_loss: float
+    """Validation loss of the last evaluation, nats per token."""
+    best_val_loss: float
+    """Lowest validation loss of the run."""
+    interrupted: str | None
+    """Name of the signal that asked it to stop early, if one did."""
+    seconds: float
+    """Time spent in the optimiser steps of this call, evaluations left out."""
+
+
+def fit(model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter | None = None) -> Result:
+    """Train `model` on `corpus`, going on from the newest checkpoint of `run` if there is one.
+
+    Data order and dropout are pure functions of (seed, step), so a resumed run takes the same steps as an
+    uninterrupted one, bit for bit on a CPU.
+
+    Args:
+        model: trained in place.
+        corpus: text; each split must hold at least one window.
+        config: batches, optimiser, schedule.
+        run: where metrics and checkpoints go.
+        reporter: what to show; None for the default.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit.
+        NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
+    """
+    return _Training(model, corpus, config, run, reporter or Reporter()).fit()
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the named device, or the fastest one present for "auto"."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if present["cuda"] else "mps" if present["mps"] else "cpu")
+    if not present.get(name.split(":")[0], False):
+        usable = ", ".join(kind for kind, there in present.items() if there)
+        raise ValueError(f"device {name!r} is not present: expected auto or one of {usable}")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision of the matrix products on `device`; "auto" is float32 except on a GPU with bfloat16."""
+    if name == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    if name == "float16" and device.type != "cuda":
+        raise ValueError(f"dtype float16 needs a GPU, the device is {device.type}: use float32 or bfloat16")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def make_optimizer(model: BDH, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW that decays every matrix but the embedding, whose rows are of rare tokens."""
+    decayed = [model.encoder, model.encoder_v, model.decoder, model.lm_head]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [model.embed.weight], "weight_decay": 0.0},
+    ]
+    fused = model.encoder.device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+class _Training:
+    """The objects of one call of `fit`."""
+
+    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
+        corpus.require(config.block_size)
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        self.model, self.corpus, self.config, self.run, self.reporter = model, corpus, config, run, reporter
+        model.to(self.device)
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.loss_of: Any = torch.compile(model) if config.compile else model
+        windows = config.eval_windows
+        self.val = fixed_windows(corpus.validation, block_size=config.block_size, max_windows=windows)
+        self.step = 0
+        self.val_loss = self.best = math.inf
+        self.seconds = self.seconds_before = 0.0
+
+    def fit(self) -> Result:
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if self.run.last is not None:
+            self._resume(self.run.last)
+        probe = self.val[0][:DENSITY_WINDOWS]
+        self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
+        first, c = self.step, self.config
+        self.seconds_before = self.seconds
+        self.reporter.start(first, c.max_steps)
+        with _stop_requests() as stop:
+            try:
+                if self.step == 0:
+                    self._evaluate()
+                while self.step < c.max_steps and not stop:
+                    started = time.perf_counter()
+                    loss, norm = self._optimizer_step()
+                    self.seconds += time.perf_counter() - started
+                    if self.step % c.log_interval == 0 or self.step == c.max_steps:
+                        self._log(loss, norm, self.step - first)
+                    last = self.step == c.max_steps
+                    improved = self._evaluate() if self.step % c.eval_interval == 0 or last else False
+                    due = self.step % c.save_every == 0 or last
+                    if due or improved or stop:
+                        self._save(best=improved)
+                    if due:
+                        self.run.add_sample(self.step, self._sample())
+            finally:
+                self.reporter.stop()
+        return Result(self.step, self.val_loss, self.best, stop[0] if stop else None, self.seconds)
+
+    def _optimizer_step(self) -> tuple[Tensor, Tensor]:
+        """Take one step and return the mean training loss and the gradient norm before clipping."""
+        c = self.config
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, c)
+        total = torch.zeros((), device=self.device)
+        with self._dropout_stream():
+            for micro in range(c.grad_acc_steps):
+                idx, targets = random_windows(
+                    self.corpus.train,
+                    seed=c.seed,
+                    step=self.step * c.grad_acc_steps + micro,
+                    batch_size=c.batch_size,
+                    block_size=c.block_size,
+                )
+                with self._autocast():
+                    _, loss = self.loss_of(idx.to(self.device), targets.to(self.device))
+                self.scaler.scale(loss / c.grad_acc_steps).backward()
+                total += loss.detach() / c.grad_acc_steps
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
+        gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
+        if not (bool(total.isfinite()) and gradient_ok):
+            raise NonFiniteError(self._non_finite_message(total, norm))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total, norm
+
+    def _non_finite_message(self, loss: Tensor, norm: Tensor) -> str:
+        kept = self.run.last
+        return (
+            f"step {self.step}: loss {loss.item():g}, gradient norm {norm.item():g}: expected finite numbers. "
+            f"The step was not taken; last good checkpoint: {kept or 'none yet'}. "
+            f"Try a lower --learning-rate (now {self.config.learning_rate:g}) or --grad-clip"
+        )
+
+    @torch.no_grad()
+    def _evaluate(self) -> bool:
+        """Measure validation loss and densities on the fixed windows; return whether the loss is the best so far."""
+        self.model.eval()
+        idx, targets = self.val
+        total = 0.0
+        for start in range(0, len(idx), self.config.batch_size):
+            rows = slice(start, start + self.config.batch_size)
+            with self._autocast():
+                _, loss = self.model(idx[rows].to(self.device), targets[rows].to(self.device))
+            assert loss is not None
+            total += loss.item() * len(idx[rows])
+        self.val_loss = total / len(idx)
+        if not math.isfinite(self.val_loss):
+            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
+        improved = self.val_loss < self.best
+        self.best = min(self.best, self.val_loss)
+        record = {
+            "step": self.step,
+            "tokens": self.step * self.config.tokens_per_step,
+            "train_seconds": round(self.seconds, 3),
+            "val_loss": self.val_loss,
+            "val_bits_per_byte": self.val_loss / math.log(2),
+            "best": improved,
+            "density": lens.density(self.model, idx[:DENSITY_WINDOWS].to(self.device)),
+        }
+        self.run.log(record)
+        self.reporter.evaluation(record, self.init_density)
+        return improved
+
+    def _log(self, loss: Tensor, norm: Tensor, steps_done: int) -> None:
+        c = self.config
+        record = {
+            "step": self.step,
+            "tokens": self.step * c.tokens_per_step,
+            "train_loss": loss.item(),
+            "learning_rate": learning_rate(self.step - 1, c),
+            "grad_norm": norm.item(),
+            "tokens_per_s": steps_done * c.tokens_per_step / (self.seconds - self.seconds_before),
+            "train_seconds": round(self.seconds, 3),
+        }
+        self.run.log(record)
+        self.reporter.step(record, steps_done, c.max_steps)
+
+    def _save(self, *, best: bool) -> None:
+        progress = {
+            "step": self.step,
+            "best_val_loss": self.best,
+            "val_loss": self.val_loss,
+            "train_seconds": self.seconds,
+            "train_config": self.config.to_dict(),
+            "corpus": self.corpus.info,
+            "scaler": self.scaler.state_dict(),
+        }
+        self.run.save(self.model, self.optimizer, progress, best=best)
+
+    def _resume(self, directory: Path) -> None:
+        progress = restore(directory, self.model, self.optimizer)
+        if progress["corpus"] != self.corpus.info:
+            raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
+        for name in ("seed", "batch_size", "grad_acc_steps", "block_size"):
+            before, now = progress["train_config"][name], getattr(self.config, name)
+            if before != now:
+                raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")
+        self.step, self.best = progress["step"], progress["best_val_loss"]
+        self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
+        self.scaler.load_state_dict(progress["scaler"])
+        self.run.rewind(self.step)
+
+    def _sample(self) -> str:
+        newline = torch.tensor([[10]], device=self.device)
+        decoder = TextDecoder()
+        tokens = self.model.stream(newline, SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed)
+        return "".join(decoder.push(token.tolist()) for token in tokens) + decoder.flush()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @contextlib.contextmanager
+    def _dropout_stream(self) -> Iterator[None]:
+        """Seed the dropout of this step, and give the caller's random state back afterwards."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed((self.config.seed + 1) * _SPREAD * (self.step + 1) % 2**63)
+            yield
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[str]]:
+    """Give a list that fills when the user or the system asks to stop; a second Ctrl-C stops at once."""
+    asked: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may handle signals
+        return
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

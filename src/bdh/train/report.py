@@ -1,0 +1,70 @@
+"""What a person sees while a model trains: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Shows progress on a console.
+
+    Args:
+        console: where to; its being a terminal decides between a bar and lines.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=False, highlight=False)
+        self._progress: Progress | None = None
+        self._started = self._last_line = 0.0
+
+    def start(self, first_step: int, max_steps: int) -> None:
+        """Begin at `first_step` of `max_steps`."""
+        self._started = time.monotonic()
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("train", total=max_steps, completed=first_step, text="")
+            self._progress.start()
+
+    def step(self, record: dict[str, Any], steps_done: int, max_steps: int) -> None:
+        """Show a logged training step, `steps_done` since the start of this call."""
+        text = f"loss {record['train_loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], text=text)
+        elif time.monotonic() - self._last_line > 5:
+            # a log file wants a sign of life now and then, not every step
+            self._last_line = time.monotonic()
+            per_step = (time.monotonic() - self._started) / steps_done
+            left = per_step * (max_steps - record["step"])
+            self.console.print(f"step {record['step']}/{max_steps}  {text}  about {left:.0f} s left")
+
+    def evaluation(self, record: dict[str, Any], init: dict[str, list[float]]) -> None:
+        """Show a validation: loss, and the share of active neurons per level now and at random initialisation."""
+        mark = "  best" if record["best"] else ""
+        self.console.print(
+            f"[bold]step {record['step']}: validation {record['val_loss']:.4f} nats/byte "
+            f"({record['val_bits_per_byte']:.4f} bits){mark}[/bold]"
+        )
+        for name, now in record["density"].items():
+            levels = " ".join(f"{100 * value:5.1f}" for value in now)
+            start = " ".join(f"{100 * value:5.1f}" for value in init[name])
+            self.console.print(f"    {name:>2} active per level %  {levels}   (random init {start})")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False)
+
+    def stop(self) -> None:
+        """End the live display."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

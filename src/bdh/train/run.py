@@ -1,0 +1,175 @@
+"""The run directory: what was run, on what, what came out, and what is needed to go on.
+
+    run.json                 exact command, configs, data, versions, git hash, hardware
+    metrics.jsonl            one JSON object per logged step and per evaluation
+    samples.txt              what the model said at each checkpoint
+    checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser and progress
+    checkpoints/last, best   names of the newest and of the best of them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bdh import checkpoint
+from bdh.checkpoint import CheckpointError
+from bdh.model import BDH
+
+OPTIMIZER = "optimizer.safetensors"
+PROGRESS = "progress.json"
+KEEP = 2
+"""Newest checkpoints that stay besides the best one."""
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, git hash and hardware, for the record."""
+    packages = ("bdh", "torch", "numpy", "safetensors")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "git": _git_hash(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_hash() -> str | None:
+    """Return the commit of the directory the command runs in, with "-dirty" if files differ from it."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+class Run:
+    """One training run on disk.
+
+    Args:
+        path: the directory; made if it does not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out-dir {self.path} cannot be made ({error.strerror}): choose another") from None
+
+    def describe(self, **facts: Any) -> None:
+        """Write run.json: the exact command, the environment and `facts`."""
+        content = {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], **facts, "environment": environment()}
+        checkpoint.write_atomically(self.path / "run.json", json.dumps(content, indent=2) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Append what the model said at `step` to samples.txt."""
+        with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step}\n{text}\n\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics after `step`, which a resumed run writes again."""
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            checkpoint.write_atomically(file, "".join(line + "\n" for line in lines))
+
+    def save(self, model: BDH, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, best: bool) -> None:
+        """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
+        name = f"step-{progress['step']:08d}"
+        with checkpoint.replacing_directory(self.checkpoints / name) as work:
+            checkpoint.write_model(model, work)
+            save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
+            (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+        checkpoint.write_atomically(self.checkpoints / "last", name + "\n")
+        if best:
+            checkpoint.write_atomically(self.checkpoints / "best", name + "\n")
+        pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
+        for old in sorted(self.checkpoints.glob("step-*"))[:-KEEP]:
+            if old not in pointed:
+                shutil.rmtree(old, ignore_errors=True)
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint."""
+        return checkpoint.pointed(self.path, "last")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+        return float("inf")
+
+
+def _optimizer_tensors(model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return AdamW's moments by parameter name."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{name}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    return tensors
+
+
+def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load weights, optimiser moments and progress of a checkpoint into `model` and `optimizer`.
+
+    Returns:
+        The progress: step, best validation loss and so on.
+
+    Raises:
+        CheckpointError: files are missing, damaged or of another model.
+    """
+    stored = checkpoint.load(directory)
+    if stored.config != model.config:
+        raise CheckpointError(f"{directory} is of another model ({stored.config}): keep its shape to resume")
+    model.load_state_dict(stored.state_dict())
+    try:
+        moments = load_file(directory / OPTIMIZER)
+        progress: dict[str, Any] = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} cannot be resumed from ({error}): expected a training checkpoint") from None
+    for name, parameter in model.named_parameters():
+        state = {key.split("|", 1)[1]: value for key, value in moments.items() if key.startswith(name + "|")}
+        for key, value in state.items():
+            if key != "step" and value.shape != parameter.shape:
+                raise CheckpointError(f"{directory}: optimiser moments of {name} do not fit the model")
+            state[key] = value if key == "step" else value.to(parameter.device)
+        if state:
+            optimizer.state[parameter] = state
+    return progress

@@ -1,0 +1,29 @@
+"""The learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from bdh.config import TrainConfig
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of optimiser step `step` (from 0): a linear rise, then a decay that ends at the floor.
+
+        warm-up:  peak (s + 1) / w
+        cosine:   floor + (peak - floor) (1 + cos(pi p)) / 2,   p = (s - w) / (S - 1 - w)
+        linear:   peak - (peak - floor) p
+
+    >>> config = TrainConfig(learning_rate=1.0, warmup_steps=10, max_steps=110, schedule="linear")
+    >>> [round(learning_rate(step, config), 3) for step in (0, 9, 10, 109)]
+    [0.1, 1.0, 1.0, 0.1]
+    """
+    peak, floor = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.max_steps - 1 - config.warmup_steps))
+    if config.schedule == "linear":
+        return peak - (peak - floor) * progress
+    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2

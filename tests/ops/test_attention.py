@@ -1,0 +1,114 @@
+"""Every form of linear attention against the one that reads like the equation, forward and gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerances import CONTROL, SAME, error
+
+from bdh import ops
+from bdh.ops import parallel, reference
+
+
+def example(T: int, dtype: torch.dtype = torch.float64, B: int = 2, H: int = 2, K: int = 6, D: int = 5):
+    generator = torch.Generator().manual_seed(T)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    return draw(B, H, T, K), draw(B, T, D), draw(B, H, K, D)
+
+
+def gradients(outputs: list[torch.Tensor], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view_as(o) for o in outputs]
+    return list(torch.autograd.grad(outputs, inputs, weights))
+
+
+def test_reference_by_hand() -> None:
+    q = torch.tensor([[[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]])
+    v = torch.tensor([[[1.0], [10.0], [100.0]]])
+    a, rho = reference.linear_attention(q, v)
+    # token 1 reads token 0: (3*1 + 4*2) * 1; token 2 also reads token 1: (5*3 + 6*4) * 10 + (5*1 + 6*2) * 1
+    assert a.flatten().tolist() == [0.0, 11.0, 407.0]
+    assert rho.flatten().tolist() == [531.0, 642.0]
+    assert torch.equal(reference.quadratic_attention(q, v), a)
+
+
+@pytest.mark.parametrize("block", [1, 3, 256])
+@pytest.mark.parametrize("T", [1, 2, 7, 63])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_forms_without_state_match(T: int, block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "BLOCK", block)
+    q, v, _ = example(T, dtype)
+    expected = reference.linear_attention(q, v)[0]
+    wanted = gradients([expected], [q, v]) if T > 1 else None
+    for backend in ("reference", "dense", "chunked", "auto"):
+        got = ops.attention_read(q, v, backend=backend)
+        assert error(got, expected) <= SAME[dtype]
+        if wanted:
+            for mine, theirs in zip(gradients([got], [q, v]), wanted, strict=True):
+                assert error(mine, theirs) <= SAME[dtype]
+
+
+@pytest.mark.parametrize("block", [2, 5, 256])
+@pytest.mark.parametrize("T", [1, 7, 20])
+def test_forms_with_state_match_and_differentiate(T: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "BLOCK", block)
+    q, v, rho = example(T)
+    expected = list(reference.linear_attention(q, v, rho))
+    wanted = gradients(expected, [q, v, rho])
+    got = list(ops.linear_attention(q, v, rho))
+    for mine, theirs in zip(got + gradients(got, [q, v, rho]), expected + wanted, strict=True):
+        assert error(mine, theirs) <= SAME[torch.float64]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_any_split_gives_the_same(lengths: list[int]) -> None:
+    q, v, rho = (t.detach() for t in example(sum(lengths)))
+    expected, last = reference.linear_attention(q, v, rho)
+    reads = []
+    for part in torch.arange(sum(lengths)).split(lengths):
+        a, rho = ops.linear_attention(q[:, :, part], v[:, part], rho)
+        reads.append(a)
+    assert error(torch.cat(reads, 2), expected) <= SAME[torch.float64]
+    assert error(rho, last) <= SAME[torch.float64]
+
+
+def test_including_the_present_token_is_caught() -> None:
+    q, v, _ = example(7)
+    inclusive = (q @ q.mT).tril(0) @ v[:, None]
+    assert error(inclusive, reference.linear_attention(q, v)[0]) > CONTROL
+
+
+@pytest.mark.parametrize("T", [1, 5])
+def test_state_is_touched_only_by_its_owner(T: int) -> None:
+    q, v, rho = (t.detach() for t in example(T))
+    before = rho.clone()
+    _, kept = ops.linear_attention(q, v, rho)
+    assert torch.equal(rho, before)
+    _, reused = ops.linear_attention(q, v, rho, owns_rho=True)
+    assert reused.data_ptr() == rho.data_ptr()
+    assert torch.equal(kept, reused)
+
+
+def test_half_precision_sums_in_float32() -> None:
+    q, v, _ = (t.detach() for t in example(5, torch.bfloat16))
+    a, rho = ops.linear_attention(q, v)
+    assert a.dtype == torch.bfloat16
+    assert rho.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, under_autocast = ops.linear_attention(q, v)
+    assert torch.equal(rho, under_autocast)
+
+
+def test_the_stateless_form_is_refused_for_state() -> None:
+    q, v, rho = example(3)
+    with pytest.raises(ValueError, match="keeps no state"):
+        ops.linear_attention(q, v, rho, backend="dense")
+
+
+def test_non_contiguous_input() -> None:
+    q, v, rho = (t.detach() for t in example(6))
+    strided = q.mT.contiguous().mT
+    assert not strided.is_contiguous()
+    assert torch.equal(ops.linear_attention(strided, v, rho)[0], ops.linear_attention(q, v, rho)[0])
