@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tolerances import CONTROL, GOLDEN_LOGITS, error
 
 import bdh
 from bdh import BDH, checkpoint
 from bdh.checkpoint import CheckpointError
+from tolerances import CONTROL, GOLDEN_LOGITS, error
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,9 +44,7 @@ class TestOwnFormat:
         assert not bdh.load(saved).decoder.any()
         assert [file.name for file in saved.parent.iterdir()] == ["model"]
 
-    def test_a_failed_save_leaves_the_old_one(
-        self, tiny: BDH, saved: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_failed_save_leaves_the_old_one(self, tiny: BDH, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def disk_full(*_args, **_kwargs):
             raise OSError(28, "No space left on device")
 
@@ -68,7 +66,7 @@ class TestOwnFormat:
         content = json.loads((saved / "config.json").read_text())
         content["model"]["n_embd"] = 2**24  # would be petabytes
         (saved / "config.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="expected .*16777216.* do not belong to this config"):
+        with pytest.raises(CheckpointError, match=r"expected .*16777216.* do not belong to this config"):
             bdh.load(saved)
 
     @pytest.mark.parametrize("change", ["missing", "extra"])
@@ -84,7 +82,14 @@ class TestOwnFormat:
 
     @pytest.mark.parametrize(
         "content",
-        ["", "[]", "{}", '{"format": 99, "model": {}}', '{"format": 1, "model": {"n_layr": 1}}', '{"format": 1, "model": {"n_layer": 0}}'],
+        [
+            "",
+            "[]",
+            "{}",
+            '{"format": 99, "model": {}}',
+            '{"format": 1, "model": {"n_layr": 1}}',
+            '{"format": 1, "model": {"n_layer": 0}}',
+        ],
     )
     def test_a_bad_config_is_refused(self, saved: Path, content: str) -> None:
         (saved / "config.json").write_text(content)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tolerances import CONTROL, GOLDEN_ACTIVATION, GOLDEN_GRADIENT, GOLDEN_LOGITS, GOLDEN_LOSS, SAME, error
 
 import bdh
 from bdh import BDH, BDHConfig, ops
 from bdh.ops import rotary
+from tolerances import CONTROL, GOLDEN_ACTIVATION, GOLDEN_GRADIENT, GOLDEN_LOGITS, GOLDEN_LOSS, SAME, error
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("bdh_small", "bdh_one_head")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import CONTROL, SAME, error
 
 import bdh
 from bdh import BDH, BDHConfig, State
 from bdh.ops import parallel
+from tolerances import CONTROL, SAME, error
 
 CONFIGS = [
     BDHConfig(n_layer=3, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.0),

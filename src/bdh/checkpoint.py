@@ -329,9 +329,7 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], Any]:
     return weights, stored
 
 
-def _foreign_config(
-    stored: Any, shapes: dict[str, tuple[int, ...]], path: Path, n_layer: int | None
-) -> BDHConfig:
+def _foreign_config(stored: Any, shapes: dict[str, tuple[int, ...]], path: Path, n_layer: int | None) -> BDHConfig:
     """Build the config from what the file stores, or from the shapes and the released default of 6 levels."""
     get: Callable[[str, Any], Any] = stored.get if isinstance(stored, dict) else lambda _key, default: default
     if len(shapes["encoder"]) != 3 or len(shapes["embed.weight"]) != 2:
@@ -357,4 +355,3 @@ def _foreign_config(
         )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json as jsonlib
 import os
 import sys
@@ -63,12 +64,13 @@ class TrainArgs:
 def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
     """Train a model on a text and keep everything about the run in one directory."""
     console = Console(stderr=args.json, highlight=False)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
     run = Run(args.run_dir)
     if run.last is None and args.resume_from not in (None, "auto"):
         raise ValueError(f"--resume-from {args.resume_from}: no checkpoint there; expected a run directory")
     if run.last is not None and args.resume_from is None:
         raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
-    corpus = load_corpus(args.dataset, data=args.data, progress=functools.partial(console.print, markup=False))
+    corpus = load_corpus(args.dataset, data=args.data, progress=say)
     config = args.train
     if args.max_epochs is not None:
         config = replace(config, max_steps=max(1, round(args.max_epochs * len(corpus.train) / config.tokens_per_step)))
@@ -79,8 +81,8 @@ def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
         model_size=args.model_size,
         data={"dataset": args.dataset, "data": str(args.data.resolve()) if args.data else None, **corpus.info},
     )
-    console.print(
-        f"{args.model_size}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
+    say(
+        f"{_size_name(args)}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
         f"{args.model.n_layer} levels; {len(corpus.train):,} bytes of {corpus.name} to learn, "
         f"{len(corpus.validation):,} to validate; run in {run.path}"
     )
@@ -88,13 +90,17 @@ def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
     if args.json:
         print(jsonlib.dumps({"run": str(run.path), **vars(result)}))
     if result.interrupted:
-        console.print(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
+        say(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
         return 0 if result.interrupted == "SIGTERM" else 130
-    console.print(
+    say(
         f"step {result.step} of {config.max_steps} done: best validation {result.best_val_loss:.4f} nats/byte, "
         f"{result.seconds:.0f} s of training; model in {run.path}"
     )
     return 0
+
+
+def _size_name(args: TrainArgs) -> str:
+    return args.model_size if args.model == preset(args.model_size) else "own shape"
 
 
 def generate(
@@ -175,7 +181,7 @@ def inspect(
     """
     hatchling = _open_model(model)
     corpus = _corpus_of(model, dataset, data)
-    found = lens.inspect_bytes(hatchling, text.encode(), corpus.validation, top=top, contexts=contexts)
+    found = lens.inspect_text(hatchling, hatchling.as_ids(text), corpus.validation, top=top, contexts=contexts)
     if json:
         print(_json(found.to_dict()))
     else:
@@ -187,7 +193,7 @@ def inspect(
     return 0
 
 
-def convert(source: Path, out: Path, n_layer: int | None = None) -> int:
+def convert(source: Path, out: Path, /, n_layer: int | None = None) -> int:
     """Turn an official or community .pt checkpoint into a model directory; no code in the file is run.
 
     Args:
@@ -257,7 +263,10 @@ def _run(argv: list[str]) -> int:
     try:
         with contextlib.redirect_stderr(errors):
             call = tyro.extras.subcommand_cli_from_dict(
-                commands, prog="bdh", description="Baby Dragon Hatchling: train it, let it speak, look inside.", args=argv
+                commands,
+                prog="bdh",
+                description="Baby Dragon Hatchling: train it, let it speak, look inside.",
+                args=argv,
             )
     except SystemExit as stop:
         if stop.code:
@@ -279,10 +288,13 @@ def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 def _one_line(box: str, argv: list[str]) -> str:
     """Say what the parser's framed message says in one line."""
-    rows = [row.strip("│╭╮╰╯─ ") for row in box.splitlines()[1:]]  # the first row is the frame's title
-    sections = " ".join(row or "|" for row in rows).split("|")
-    message = sections[0].replace("Error parsing __tyro-dummy-inner__.", "").strip()
-    near = [row.split()[0] for row in rows[rows.index("Perhaps you meant:") + 1 :]] if "Perhaps you meant:" in rows else []
+    rows = [row.strip("│| ") for row in box.splitlines()[1:]]  # the first row is the frame's title
+    groups = itertools.groupby(rows, key=lambda row: set(row) <= set("─-╭╮╰╯+"))
+    sections = [list(group) for is_rule, group in groups if not is_rule]
+    message = " ".join(sections[0]).replace("Error parsing __tyro-dummy-inner__.", "") if sections else "cannot be read"
+    near = [
+        row.split()[0] for group in sections if group[0] == "Perhaps you meant:" for row in group if "--" in row[:2]
+    ]
     hint = f"did you mean {near[0]}? " if near else ""
     command = f"bdh {argv[0]} --help" if argv and argv[0] in COMMANDS else "bdh --help"
     return f"{message} ({hint}see {command})"
@@ -290,7 +302,7 @@ def _one_line(box: str, argv: list[str]) -> str:
 
 def _train_defaults(argv: list[str]) -> TrainArgs:
     """Return the settings that hold where no flag is given: those of the run to resume, else of the model size."""
-    given = {flag: value for flag, value in zip(argv, argv[1:], strict=False) if flag.startswith("--")}
+    given = {flag: value for flag, value in itertools.pairwise(argv) if flag.startswith("--")}
     given |= dict(word.split("=", 1) for word in argv if word.startswith("--") and "=" in word)
     given = {flag.replace("_", "-"): value for flag, value in given.items()}
     size = given.get("--model-size", "nano")

@@ -109,7 +109,7 @@ class BDHConfig(_Json):
             )
         if self.sparsity is not None:
             _check_number(self, "sparsity", 0.0, 1.0)
-            if self.winners_per_head < 1:
+            if not self.winners_per_head:
                 _fail(
                     "sparsity",
                     self.sparsity,

@@ -139,9 +139,7 @@ def stream(
 
 
 @torch.no_grad()
-def _stream(
-    model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None
-) -> Iterator[Tensor]:
+def _stream(model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None) -> Iterator[Tensor]:
     generator = sampling.generator(idx.device)
     was_training = model.training
     model.eval()

@@ -309,7 +309,7 @@ class BDH(nn.Module):
         if len(state.rho) != c.n_layer or shapes != {expected}:
             raise ValueError(
                 f"state: expected {c.n_layer} levels of (B, H, K, D) = {expected}, got {len(state.rho)} of "
-                f"{', '.join(map(str, sorted(shapes)))}; use the state of this model and batch (State.rows to change it)"
+                f"{', '.join(map(str, sorted(shapes)))}; use a state of this model and batch (State.rows changes it)"
             )
 
 

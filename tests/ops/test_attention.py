@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import CONTROL, SAME, error
 
 from bdh import ops
 from bdh.ops import parallel, reference
+from tolerances import CONTROL, SAME, error
 
 
 def example(T: int, dtype: torch.dtype = torch.float64, B: int = 2, H: int = 2, K: int = 6, D: int = 5):

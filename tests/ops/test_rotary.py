@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import CONTROL, SAME, error
 
 from bdh.ops import rotary
+from tolerances import CONTROL, SAME, error
 
 K = 8
 

@@ -61,7 +61,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
         """End the live display."""

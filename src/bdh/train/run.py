@@ -1,10 +1,10 @@
 """The run directory: what was run, on what, what came out, and what is needed to go on.
 
-    run.json                 exact command, configs, data, versions, git hash, hardware
-    metrics.jsonl            one JSON object per logged step and per evaluation
-    samples.txt              what the model said at each checkpoint
-    checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser and progress
-    checkpoints/last, best   names of the newest and of the best of them
+run.json                 exact command, configs, data, versions, git hash, hardware
+metrics.jsonl            one JSON object per logged step and per evaluation
+samples.txt              what the model said at each checkpoint
+checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser and progress
+checkpoints/last, best   names of the newest and of the best of them
 """
 
 from __future__ import annotations

@@ -1,0 +1,116 @@
+"""Measure this machine: dense against chunked attention, generation by state against re-reading, a training step.
+
+    python benchmarks/core.py            a table
+    python benchmarks/core.py --json     one JSON document on the last line
+
+Every figure is the median of interleaved repetitions in this one process, so ratios hold on a noisy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bdh import BDH, preset
+from bdh.ops import parallel, reference
+from bdh.ops.memory import keep_freed_memory
+
+REPEATS = 7
+
+
+def medians(candidates: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median milliseconds of each candidate, measured in turn."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for repeat in range(REPEATS + 1):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            run()
+            if repeat:  # the first round warms up
+                times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _both_ways(form: Callable[[Tensor, Tensor], Tensor], q: Tensor, v: Tensor) -> None:
+    form(q, v).sum().backward()
+
+
+def _chunked_read(q: Tensor, v: Tensor) -> Tensor:
+    return parallel.chunked(q, v, None)[0]
+
+
+def attention(D: int, K: int) -> dict[str, dict[str, float]]:
+    """Forward and backward of one head's read, by length."""
+    rows = {}
+    for T in (D, 2 * D, 4 * D, 8 * D, 16 * D):
+        q = torch.randn(1, 1, T, K).relu().requires_grad_()
+        v = torch.randn(1, T, D, requires_grad=True)
+        rows[f"D={D} K={K} T={T}"] = medians(
+            {
+                "reference": partial(_both_ways, reference.quadratic_attention, q, v),
+                "dense": partial(_both_ways, parallel.dense, q, v),
+                "chunked": partial(_both_ways, _chunked_read, q, v),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def decoding(model: BDH) -> dict[str, dict[str, float]]:
+    """One more token after a context, by state and by reading everything again."""
+    rows = {}
+    for T in (64, 256, 1024):
+        idx = torch.randint(0, 256, (1, T))
+        _, state = model.advance(idx)
+        rows[f"context {T}"] = medians(
+            {
+                "state": partial(model.advance, torch.tensor([[32]]), state),
+                "re-read": partial(model, idx),
+            }
+        )
+    return rows
+
+
+def training(model: BDH, batch_size: int, block_size: int) -> dict[str, float]:
+    """Forward and backward of one batch."""
+    idx = torch.randint(0, 256, (batch_size, block_size))
+
+    def step() -> None:
+        model.zero_grad()
+        loss = model(idx, idx)[1]
+        assert loss is not None
+        loss.backward()
+
+    ms = medians({"step": step})["step"]
+    return {"ms": ms, "tokens_per_s": 1e3 * batch_size * block_size / ms}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="end with one JSON document")
+    wants_json = parser.parse_args().json
+    keep_freed_memory()
+    torch.manual_seed(0)
+    nano = BDH(preset("nano"))
+    found: dict[str, dict[str, dict[str, float]]] = {
+        "attention of one head, forward and backward, ms": attention(64, 512) | attention(256, 8192),
+        "nano, one more token, ms": decoding(nano),
+        "nano, training step": {"B=12 T=64": training(nano, 12, 64)},
+    }
+    for title, rows in found.items():
+        print(title)
+        for name, row in rows.items():
+            print(f"  {name:22}" + "".join(f"{key:>14} {value:9.2f}" for key, value in row.items()), flush=True)
+    if wants_json:
+        print(json.dumps({"threads": torch.get_num_threads(), "torch": torch.__version__} | found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m bdh` is the command line."""
+
+from bdh.cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""Look into a model: record its tensors, measure its density, find which neurons fire, write it down."""
+
+from bdh.lens.density import density, init_density
+from bdh.lens.inspection import Inspection, readable
+from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
+from bdh.lens.record import SIGNALS, Trace, names_of, record
+from bdh.lens.report import write_report
+from bdh.lens.terminal import print_inspection
+
+__all__ = [
+    "SIGNALS",
+    "Inspection",
+    "NeuronStatistics",
+    "Trace",
+    "density",
+    "init_density",
+    "inspect_text",
+    "names_of",
+    "neuron_statistics",
+    "print_inspection",
+    "readable",
+    "record",
+    "write_report",
+]

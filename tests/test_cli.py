@@ -1,0 +1,218 @@
+"""The command line as a user meets it: what works, and one clear line for what does not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bdh
+from bdh.cli import main
+
+GOLDEN = Path(__file__).parent / "golden"
+SHAPE = ("--n-layer", "2", "--n-embd", "16", "--n-head", "2", "--mlp-mult", "8")
+LOOP = ("--block-size", "16", "--batch-size", "4", "--warmup-steps", "2", "--eval-interval", "5")
+SMALL = [*SHAPE, *LOOP, "--save-every", "5", "--eval-windows", "4", "--max-steps", "10"]
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "cats.txt"
+    file.write_text("the cat sat on the mat. " * 60)
+    return file
+
+
+@pytest.fixture
+def trained(text: Path, tmp_path: Path) -> Path:
+    assert run("train", "--data", text, "--out-dir", tmp_path / "run", *SMALL) == 0
+    return tmp_path / "run"
+
+
+def test_train_says_what_it_does(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--data", text, "--out-dir", tmp_path / "run", *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "14,336 parameters, 128 neurons, 2 levels; 1,296 bytes of cats" in out
+    assert "step 10 of 10 done: best validation" in out
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["model"]["n_embd"] == 16
+    assert facts["train"]["max_steps"] == 10
+    assert facts["environment"]["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert facts["command"][0]
+
+
+def test_train_json_is_the_last_line_of_stdout(text: Path, tmp_path: Path, capsys) -> None:
+    assert run("train", "--data", text, "--out-dir", tmp_path / "r", "--json", *SMALL) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["step"] == 10
+    assert result["best_val_loss"] < 5.6
+
+
+def test_resuming_takes_settings_from_the_run_and_flags_override(trained: Path, capsys) -> None:
+    assert run("train", "--resume-from", trained, "--max-steps", 15) == 0
+    assert "step 15 of 15 done" in capsys.readouterr().out
+    facts = json.loads((trained / "run.json").read_text())
+    assert facts["model"]["n_embd"] == 16
+    assert facts["train"]["block_size"] == 16
+
+
+def test_auto_resume_starts_or_goes_on(text: Path, tmp_path: Path, capsys) -> None:
+    words = ("train", "--data", text, "--out-dir", tmp_path / "r", "--resume-from", "auto")
+    assert run(*words, *SMALL) == 0
+    assert run(*words) == 0
+    assert capsys.readouterr().out.count("step 10 of 10 done") == 2
+
+
+def test_epochs_are_turned_into_steps(text: Path, tmp_path: Path, capsys) -> None:
+    assert run("train", "--data", text, "--out-dir", tmp_path / "r", *SMALL[:-2], "--max-epochs", 0.5) == 0
+    # 1,296 training bytes, 64 per step
+    assert "step 10 of 10 done" in capsys.readouterr().out
+
+
+def test_generate_continues_the_prompt(trained: Path, capsys) -> None:
+    capsys.readouterr()
+    words = ("generate", "--model", trained, "--prompt", "the", "--max-new-tokens", 20, "--seed", 1)
+    assert run(*words) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the")
+    assert run(*words, "--json") == 0
+    assert "the" + json.loads(capsys.readouterr().out)["text"] + "\n" == first
+
+
+def test_a_saved_state_stands_for_its_text(trained: Path, tmp_path: Path, capsys) -> None:
+    memory = tmp_path / "memory.safetensors"
+    greedy = ("--max-new-tokens", 20, "--temperature", 0)
+    assert run("generate", "--model", trained, "--prompt", "the cat", "--save-state", memory, *greedy) == 0
+    capsys.readouterr()
+    assert run("generate", "--model", trained, "--prompt", " sat", "--state", memory, *greedy) == 0
+    continued = capsys.readouterr().out
+    assert run("generate", "--model", trained, "--prompt", "the cat sat", *greedy) == 0
+    assert "the cat" + continued == capsys.readouterr().out
+
+
+def test_inspect_prints_and_writes_a_report(trained: Path, tmp_path: Path, capsys) -> None:
+    capsys.readouterr()
+    report = tmp_path / "report.html"
+    assert run("inspect", "--model", trained, "--text", "the mat", "--html", report) == 0
+    assert str(report) in capsys.readouterr().out
+    assert "<!doctype html>" in report.read_text().lower()[:100]
+    assert run("inspect", "--model", trained, "--text", "the mat", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) > 3
+
+
+def test_convert_and_use_a_community_checkpoint(tmp_path: Path, capsys) -> None:
+    assert run("convert", GOLDEN / "community_checkpoint.pt", tmp_path / "m") == 0
+    assert bdh.load(tmp_path / "m").config.n_layer == 2
+    assert run("generate", "--model", GOLDEN / "community_checkpoint.pt", "--max-new-tokens", 3) == 0
+
+
+def test_doctor_tells_versions(capsys) -> None:
+    assert run("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["packages"]["torch"] == torch.__version__
+
+
+MISTAKES = [
+    ("", "Expected one of {train, generate, inspect, convert, doctor}"),
+    ("fly", "fly"),
+    ("train --learnin-rate 3", "did you mean --learning-rate"),
+    ("train --learning-rate fast", "--learning-rate"),
+    ("train --learning-rate -1", "learning_rate=-1.0: expected a number > 0"),
+    ("train --n-embd 10 --n-head 4 --mlp-mult 3", "divisible by 2 * n_head = 8"),
+    ("train --sparsity 2", "sparsity=2.0"),
+    ("train --variant swan", "variant"),
+    ("train --model-size 25M", "did you mean '25m'"),
+    ("train --dataset shakespear --out-dir OUT", "shakespeare"),
+    ("train --data NOWHERE --out-dir OUT", "NOWHERE"),
+    ("train --data EMPTY --out-dir OUT", "EMPTY"),
+    ("train --device abacus --data TEXT --out-dir OUT", "abacus"),
+    ("train --dtype float16 --device cpu --data TEXT --out-dir OUT", "float16 needs a GPU"),
+    ("train --block-size 100000 --data TEXT --out-dir OUT", "100000"),
+    ("train --resume-from NOWHERE", "no checkpoint there"),
+    ("train --out-dir /proc/nowhere --data TEXT", "choose another"),
+    ("generate", "--model"),
+    ("generate --model NOWHERE", "no checkpoint at"),
+    ("generate --model TEXT", "not a complete .pt file"),
+    ("generate --model MODEL --temperature -1", "temperature=-1.0"),
+    ("generate --model MODEL --top-p 2", "top_p=2.0"),
+    ("generate --model MODEL --prompt=", "prompt is empty"),
+    ("generate --model MODEL --state TEXT", "not a saved state"),
+    ("inspect --model MODEL --data EMPTY", "EMPTY"),
+    ("inspect --model MODEL --data TEXT --text=", "text"),
+    ("convert NOWHERE OUT", "no file at"),
+    ("convert TEXT OUT", "nothing in it was run"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[words or "(nothing)" for words, _ in MISTAKES])
+def test_a_mistake_gets_one_line_and_exit_code_2(words: str, says: str, tmp_path: Path, text: Path, capsys) -> None:
+    (tmp_path / "EMPTY").write_text("")
+    named = {"TEXT": text, "EMPTY": tmp_path / "EMPTY", "OUT": tmp_path / "out", "NOWHERE": tmp_path / "NOWHERE"}
+    if "MODEL" in words:
+        config = bdh.BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8)
+        named["MODEL"] = bdh.save(bdh.BDH(config), tmp_path / "MODEL")
+    assert run(*(named.get(word, word) for word in words.split())) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("bdh: ")
+    assert not any(line.strip(" -") for line in captured.out.splitlines() if "Traceback" in line)
+
+
+def test_a_run_is_not_overwritten(trained: Path, text: Path, capsys) -> None:
+    capsys.readouterr()
+    assert run("train", "--data", text, "--out-dir", trained, *SMALL) == 2
+    assert "holds a run already: add --resume-from auto" in capsys.readouterr().err
+
+
+def test_a_loss_that_explodes_is_one_line_and_exit_code_1(text: Path, tmp_path: Path, capsys) -> None:
+    words = [*SMALL, "--learning-rate", "1e38", "--grad-clip", "0"]
+    assert run("train", "--data", text, "--out-dir", tmp_path / "r", *words) == 1
+    err = capsys.readouterr().err
+    assert "expected finite numbers" in err or "validation loss" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", *["train", "generate", "inspect", "convert", "doctor"]])
+def test_help_is_there(command: str, capsys) -> None:
+    assert run(*command.split(), "--help") == 0
+    assert "bdh" in capsys.readouterr().out
+
+
+def test_help_shows_the_defaults_of_the_size(capsys) -> None:
+    assert run("train", "--model-size", "25m", "--help") == 0
+    assert "(default: 256)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(text: Path, tmp_path: Path) -> None:
+    import signal
+
+    command = [sys.executable, "-m", "bdh", "train", "--data", text, "--out-dir", tmp_path / "r", *SMALL[:-2]]
+    process = subprocess.Popen(
+        [str(word) for word in (*command, "--max-steps", 100_000)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5:"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "saved; go on with: bdh train --resume-from" in " ".join(out.split())
+    assert "Traceback" not in err
+    assert bdh.load(tmp_path / "r").config.n_embd == 16
+
+
+def test_a_reader_that_leaves_is_no_error(trained: Path) -> None:
+    command = f"{sys.executable} -m bdh generate --model {trained} --max-new-tokens 3000 | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""

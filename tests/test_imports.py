@@ -1,0 +1,112 @@
+"""Rooms and what they may know of each other."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bdh
+import bdh.data
+import bdh.generate
+import bdh.ops
+import bdh.train
+
+SOURCE = Path(bdh.__file__).parent
+# a room imports from rooms of lower rank, or from its own rank
+RANK = {
+    "config": 0,
+    "ops": 1,
+    "mechanisms": 1,
+    "model": 2,
+    "checkpoint": 3,
+    "data": 3,
+    "train": 4,
+    "generate": 4,
+    "lens": 4,
+    "cli": 6,
+    "__main__": 7,
+    "__init__": 7,
+}
+# methods that hand over to a higher room
+FACADES = {("model", "generate")}
+
+
+def imports() -> list[tuple[Path, str, str, bool]]:
+    found = []
+    for file in SOURCE.rglob("*.py"):
+        room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module] if node.module != "bdh" else [f"bdh.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            found += [(file, room, name, node in tree.body) for name in names]
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    for file, room, name, _ in imports():
+        if name.startswith("bdh."):
+            target = name.split(".")[1]
+            if target in RANK and (room, target) not in FACADES:
+                assert RANK[target] <= RANK[room], f"{file} imports {name}"
+
+
+def test_every_room_has_a_rank() -> None:
+    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms <= RANK.keys()
+
+
+def test_only_core_dependencies_are_imported() -> None:
+    core = {"bdh", "torch", "numpy", "safetensors", "tyro", "rich", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for _, _, name, _ in imports()} <= core
+
+
+def test_model_py_knows_no_text_files_training_or_terminal() -> None:
+    known = {name.split(".")[0] for _, room, name, _ in imports() if room == "model"}
+    assert known <= {"bdh", "torch", "collections", "dataclasses", "functools", "typing", "__future__"}
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_files_stay_readable(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_import_has_no_side_effects() -> None:
+    """No network, no random state, no thread settings, no output."""
+    code = """
+import socket, torch
+def refuse(*a, **k): raise AssertionError("network at import")
+socket.socket.connect = refuse
+before, threads = torch.random.get_rng_state(), torch.get_num_threads()
+import bdh, bdh.cli, bdh.train
+assert torch.equal(before, torch.random.get_rng_state()) and threads == torch.get_num_threads()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def public_things() -> list[tuple[str, object]]:
+    things: list[tuple[str, object]] = []
+    for name in bdh.__all__:
+        thing = getattr(bdh, name)
+        things.append((name, thing))
+        if isinstance(thing, type):
+            things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
+    for module in (bdh.lens, bdh.generate, bdh.ops, bdh.data, bdh.train):
+        names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
+        things += [
+            (f"{module.__name__}.{n}", getattr(module, n))
+            for n in names
+            if callable(getattr(module, n)) and getattr(getattr(module, n), "__module__", "").startswith("bdh")
+        ]
+    return things
+
+
+@pytest.mark.parametrize(("name", "thing"), public_things(), ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_public_is_documented(name: str, thing: object) -> None:
+    assert (getattr(thing, "__doc__", None) or "").strip(), f"{name} has no docstring"
