@@ -144,7 +144,7 @@ MISTAKES = [
     ("generate --model MODEL --prompt=", "prompt is empty"),
     ("generate --model MODEL --state TEXT", "not a saved state"),
     ("inspect --model MODEL --data EMPTY", "EMPTY"),
-    ("inspect --model MODEL --data TEXT --text=", "text"),
+    ("inspect --model MODEL --data TEXT --text=", "the text is empty"),
     ("convert NOWHERE OUT", "no file at"),
     ("convert TEXT OUT", "nothing in it was run"),
 ]

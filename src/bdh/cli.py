@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -27,6 +27,10 @@ from bdh.data import Corpus, load_corpus
 from bdh.model import BDH
 from bdh.train import NonFiniteError, Reporter, Run, fit
 from bdh.train.run import environment
+
+BASELINE_BYTES = 4_096, 65_536
+"""Least and most validation text that `bdh inspect` compares with; a large model reads less, to answer in a minute."""
+BASELINE_WORK = 2**36
 
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
@@ -162,6 +166,7 @@ def inspect(
     text: str = "To be or not to be",
     top: int = 8,
     contexts: int = 5,
+    signal: Literal["x_sparse", "y_sparse", "xy_sparse"] = "x_sparse",
     dataset: str | None = None,
     data: Path | None = None,
     html: Path | None = None,
@@ -174,6 +179,7 @@ def inspect(
         text: what the model reads.
         top: how many of the most telling neurons to show.
         contexts: how many contexts to show for each of them.
+        signal: activity of the neurons (x_sparse), their gate (y_sparse), or the product that is written (xy_sparse).
         dataset: text to compare with; by default the one that the model was trained on.
         data: a file or directory of text to compare with instead.
         html: write a self-contained report there.
@@ -181,7 +187,14 @@ def inspect(
     """
     hatchling = _open_model(model)
     corpus = _corpus_of(model, dataset, data)
-    found = lens.inspect_text(hatchling, hatchling.as_ids(text), corpus.validation, top=top, contexts=contexts)
+    if not text:
+        raise ValueError("the text is empty: expected at least one character")
+    least, most = BASELINE_BYTES
+    affordable = BASELINE_WORK // (hatchling.config.n_layer * hatchling.config.n_parameters)
+    baseline = corpus.validation[: min(most, max(least, affordable))]
+    found = lens.inspect_text(
+        hatchling, hatchling.as_ids(text), baseline, signal=signal, telling=top, contexts=contexts
+    )
     if json:
         print(_json(found.to_dict()))
     else:

@@ -137,7 +137,7 @@ class Inspection:
 
 
 def readable(data: bytes, space: str = " ") -> list[str]:
-    """Return one string per byte: ASCII as it is, a character on its first byte (then ""), the rest as 0xNN.
+    r"""Return one string per byte: ASCII as it is, a character on its first byte (then ""), the rest as 0xNN.
 
     Args:
         data: any bytes, valid UTF-8 or not.

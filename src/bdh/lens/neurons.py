@@ -259,7 +259,9 @@ class _Reader:
 def _raster(model: BDH, reader: _Reader, signal: str, text: npt.NDArray[np.uint8]) -> Raster:
     """Rows for the telling neurons, then for the strongest of words and bytes, as many as a page can show."""
     stats = reader.stats
-    found = [*reader.telling, *(f for span in (*reader.by_word, *reader.by_byte) for f in span)]
+    # the first of every span before the second of any, so that a long text keeps its end
+    spans = (*reader.by_word, *reader.by_byte)
+    found = [*reader.telling, *(span[rank] for rank in range(reader.top) for span in spans if rank < len(span))]
     chosen = list(dict.fromkeys((f.level, f.neuron) for f in found))[:RASTER_ROWS]
     values = _gather(model, _ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
     peak = values.numpy().argmax(-1) if chosen else np.zeros(0, dtype=np.int64)

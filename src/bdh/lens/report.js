@@ -52,6 +52,15 @@ cells.forEach((cell, at) => {
   cell.addEventListener("click", () => select({ byte: at, pinned: true }));
 });
 
+// one tab stop for the whole text; the arrow keys move inside it
+$(".strip").addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], next = cells[state.byte + step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+  select({ byte: state.byte + step, pinned: true });
+});
+
 function shares() {
   if (state.mode === "surprisal") return bytes.map((byte) => (byte.surprisal ?? 0) / worst);
   if (state.mode === "neuron" && state.row >= 0) {
@@ -68,6 +77,7 @@ function drawStrip() {
     glyph.style.setProperty("--cell", colour ? `rgb(${colour})` : "");
     glyph.style.setProperty("--cell-ink", colour ? ink(colour) : "");
     cells[at].setAttribute("aria-pressed", at === state.byte);
+    cells[at].tabIndex = at === state.byte ? 0 : -1;
   });
 }
 

@@ -288,7 +288,8 @@ def _spark(t: Telling) -> str:
         f"level {level}: {here:.2g} here, {usual:.2g} usually"
         for level, (here, usual) in enumerate(zip(t.text_profile, t.baseline_profile, strict=True))
     )
-    return f'<svg class="spark" viewBox="0 0 96 30" role="img" aria-label="{label}"><title>{label}</title>{"".join(marks)}</svg>'
+    start = f'<svg class="spark" viewBox="0 0 96 30" role="img" aria-label="{label}"><title>{label}</title>'
+    return start + "".join(marks) + "</svg>"
 
 
 def _words_table(words: Sequence[Word]) -> str:
@@ -305,8 +306,12 @@ def _chart(i: Inspection, key: str) -> str:
     here, start, usual = i.density[key], i.density_init[key], i.density_baseline[key]
     highest = max(v for d in (i.density, i.density_init, i.density_baseline) for row in d.values() for v in row)
     ceiling = max(0.1, -(-highest * 1.05 // 0.1) * 0.1)
-    step, y = 290 / len(here), lambda value: 150 - 130 * value / ceiling
+    step = 290 / len(here)
     wide = min(46.0, step * 0.6)
+
+    def y(value: float) -> float:
+        return 150 - 130 * value / ceiling
+
     marks = []
     for tick in (0.0, ceiling / 2, ceiling):
         marks.append(f'<line class="grid" x1="30" x2="320" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
@@ -314,7 +319,8 @@ def _chart(i: Inspection, key: str) -> str:
     for level, value in enumerate(here):
         x, centre = 30 + level * step + (step - wide) / 2, 30 + (level + 0.5) * step
         marks.append(
-            f'<rect class="bar" x="{x:.1f}" y="{y(value):.1f}" width="{wide:.1f}" height="{150 - y(value):.1f}" rx="2"/>'
+            f'<rect class="bar" x="{x:.1f}" y="{y(value):.1f}" width="{wide:.1f}" '
+            f'height="{150 - y(value):.1f}" rx="2"/>'
         )
         marks.append(f'<circle class="dot" cx="{centre:.1f}" cy="{y(usual[level]):.1f}" r="3.5"/>')
         marks.append(f'<text x="{centre:.1f}" y="167" text-anchor="middle">level {level}</text>')
@@ -324,7 +330,8 @@ def _chart(i: Inspection, key: str) -> str:
     )
     marks.append(f'<path class="init" d="M30 {y(start[0]):.1f} {line}"/>')
     marks.append(
-        f'<text class="init-label" x="320" y="{y(start[-1]) - 7:.1f}" text-anchor="end">random initialisation</text>'
+        f'<text class="init-label" x="320" y="{y(start[-1]) - 7:.1f}" text-anchor="end">'
+        "random initialisation, measured</text>"
     )
     name, meaning = _SIGNALS[key]
     label = f"{name}: " + ", ".join(
@@ -339,7 +346,8 @@ def _chart(i: Inspection, key: str) -> str:
 def _density_table(i: Inspection) -> str:
     rows = "".join(
         f'<tr><th scope="row">{_SIGNALS[key][0]}, level {level}</th><td class="num">{value:.2%}</td>'
-        f'<td class="num">{i.density_baseline[key][level]:.2%}</td><td class="num">{i.density_init[key][level]:.2%}</td></tr>'
+        f'<td class="num">{i.density_baseline[key][level]:.2%}</td>'
+        f'<td class="num">{i.density_init[key][level]:.2%}</td></tr>'
         for key in _SIGNALS
         for level, value in enumerate(i.density[key])
     )
