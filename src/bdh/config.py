@@ -140,7 +140,7 @@ class BDHConfig(_Json):
 
 PRESETS: dict[str, dict[str, Any]] = {
     # chosen by experiment for 2 CPU cores: docs/LOG.md
-    "nano": {"n_layer": 4, "n_embd": 64, "n_head": 4, "mlp_internal_dim_multiplier": 32, "dropout": 0.0},
+    "nano": {"n_layer": 3, "n_embd": 128, "n_head": 2, "mlp_internal_dim_multiplier": 8, "dropout": 0.0},
     "25m": {"n_layer": 6, "n_embd": 256, "n_head": 4, "mlp_internal_dim_multiplier": 128},
     "100m": {"n_layer": 8, "n_embd": 512, "n_head": 8, "mlp_internal_dim_multiplier": 128},
 }
@@ -185,17 +185,17 @@ class TrainConfig(_Json):
 
     block_size: int = 128
     """Tokens of one training window (T)."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Windows of one forward and backward pass (B)."""
     grad_acc_steps: int = 1
     """Passes whose gradients are averaged into one optimiser step."""
-    max_steps: int = 1000
+    max_steps: int = 2000
     """Optimiser steps."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     """Peak learning rate of AdamW."""
     min_lr_ratio: float = 0.1
     """The schedule ends at this fraction of the peak."""
-    warmup_steps: int = 50
+    warmup_steps: int = 100
     """Steps of linear rise at the start."""
     schedule: Schedule = "cosine"
     """Shape of the decay after the warm-up."""
@@ -207,7 +207,7 @@ class TrainConfig(_Json):
     """AdamW decay of the gradient square."""
     grad_clip: float = 1.0
     """Largest allowed global gradient norm; 0 switches clipping off."""
-    eval_interval: int = 100
+    eval_interval: int = 200
     """Steps between validations."""
     eval_windows: int | None = 128
     """Fixed validation windows per evaluation, spread evenly over the split; None: the whole split."""
@@ -252,7 +252,7 @@ class TrainConfig(_Json):
 
 # what a size is trained with unless told otherwise; nano by experiment (docs/LOG.md), the others after the paper
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {},
+    "nano": {},  # the defaults of TrainConfig
     "25m": {"block_size": 512, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 1000, "schedule": "linear"},
     "100m": {"block_size": 512, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 1000, "schedule": "linear"},
 }
