@@ -213,6 +213,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error(trained: Path) -> None:
-    command = f"{sys.executable} -m bdh generate --model {trained} --max-new-tokens 3000 | head -c 10"
+    command = f"{sys.executable} -m bdh generate --model {trained} --max-new-tokens 3000 | head -c 10 | wc -c"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
