@@ -191,7 +191,7 @@ def inspect(
         raise ValueError("the text is empty: expected at least one character")
     least, most = BASELINE_BYTES
     affordable = BASELINE_WORK // (hatchling.config.n_layer * hatchling.config.n_parameters)
-    baseline = corpus.validation[: min(most, max(least, affordable))]
+    baseline = _spread(corpus.validation.tobytes(), min(most, max(least, affordable)))
     found = lens.inspect_text(
         hatchling, hatchling.as_ids(text), baseline, signal=signal, telling=top, contexts=contexts
     )
@@ -366,6 +366,14 @@ def _corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     if facts is not None:
         dataset, data = facts["data"]["dataset"], facts["data"]["data"]
     return load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
+
+
+def _spread(text: bytes, size: int, piece: int = 4096) -> bytes:
+    """Return about `size` bytes in pieces taken evenly from the whole text, which may begin with one play."""
+    if len(text) <= size:
+        return text
+    count = max(1, size // piece)
+    return b"".join(text[at : at + piece] for at in range(0, len(text) - piece + 1, (len(text) - piece) // count + 1))
 
 
 def _json(value: Any) -> str:

@@ -107,8 +107,7 @@ def _telling(t: Telling, console: Console) -> Text:
     text = Text()
     text.append(f"h{f.head}·{f.index} (#{f.neuron})", style="bold")
     text.append(
-        f"  level {f.level}, byte {f.position}: z={_z(f)}, activation {f.activation:.2f}, "
-        f"mean {t.mean:.2g}, fires at {f.rate:.1%}\n"
+        f"  level {f.level}, byte {f.position}: activation {f.activation:.2f}, z={_z(f)}; fires at {f.rate:.1%}\n"
     )
     text.append(_clip(f"  mean by level: here {profile}; validation {usual}", WIDTH) + "\n", style="dim")
     left = max((len(context.left) for context in t.contexts[:3]), default=0)
