@@ -120,7 +120,8 @@ def test_doctor_tells_versions(capsys) -> None:
 
 MISTAKES = [
     ("", "Expected one of {train, generate, inspect, convert, doctor}"),
-    ("fly", "fly"),
+    ("fly", "unknown command 'fly'"),
+    ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
     ("train --learning-rate fast", "--learning-rate"),
     ("train --learning-rate -1", "learning_rate=-1.0: expected a number > 0"),
@@ -138,7 +139,7 @@ MISTAKES = [
     ("train --out-dir /proc/nowhere --data TEXT", "choose another"),
     ("generate", "--model"),
     ("generate --model NOWHERE", "no checkpoint at"),
-    ("generate --model TEXT", "not a complete .pt file"),
+    ("generate --model TEXT", "expected a complete .pt file"),
     ("generate --model MODEL --temperature -1", "temperature=-1.0"),
     ("generate --model MODEL --top-p 2", "top_p=2.0"),
     ("generate --model MODEL --prompt=", "prompt is empty"),

@@ -114,12 +114,13 @@ def save(model: BDH, path: str | Path) -> Path:
     Returns:
         The directory.
 
-    >>> import bdh, tempfile
-    >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     same = bdh.load(bdh.save(model, folder + "/hatchling"))
-    >>> bool((same.decoder == model.decoder).all())
-    True
+    Examples:
+        >>> import bdh, tempfile
+        >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     same = bdh.load(bdh.save(model, folder + "/hatchling"))
+        >>> bool((same.decoder == model.decoder).all())
+        True
     """
     target = Path(path)
     with replacing_directory(target) as work:
@@ -227,13 +228,14 @@ def _build(config: BDHConfig, tensors: dict[str, Tensor]) -> BDH:
 def save_state(state: State, path: str | Path) -> Path:
     """Write what a model remembers to one safetensors file, atomically.
 
-    >>> import bdh, tempfile
-    >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     same = load_state(save_state(state, folder + "/memory.safetensors"))
-    >>> same.position
-    3
+    Examples:
+        >>> import bdh, tempfile
+        >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     same = load_state(save_state(state, folder + "/memory.safetensors"))
+        >>> same.position
+        3
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -302,9 +304,9 @@ def _read_restricted(path: Path, device: str) -> Any:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the loader raises many kinds for a file that is not a checkpoint
-        reason = str(error).strip().split("\n")[0][:160]
+        # its own text recommends loading the file unsafely, so it is not repeated
         raise CheckpointError(
-            f"{path} was refused: not a complete .pt file of plain tensors ({type(error).__name__}: {reason}); "
+            f"{path} was refused: expected a complete .pt file of plain tensors ({type(error).__name__}); "
             "nothing in it was run"
         ) from None
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 the user's mistake (one line on stderr)
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import itertools
@@ -269,6 +270,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> int:
     argv = [ALIASES.get(word, word) for word in argv]
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else "see bdh --help"
+        raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}; {hint}")
     commands = {name: _deferred(function) for name, function in COMMANDS.items()}
     if argv[:1] == ["train"]:
         commands["train"] = functools.partial(commands["train"], args=_train_defaults(argv))
@@ -373,7 +378,8 @@ def _spread(text: bytes, size: int, piece: int = 4096) -> bytes:
     if len(text) <= size:
         return text
     count = max(1, size // piece)
-    return b"".join(text[at : at + piece] for at in range(0, len(text) - piece + 1, (len(text) - piece) // count + 1))
+    starts = [round(i * (len(text) - piece) / max(1, count - 1)) for i in range(count)]
+    return b"".join(text[start : start + piece] for start in starts)
 
 
 def _json(value: Any) -> str:

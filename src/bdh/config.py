@@ -70,8 +70,9 @@ class BDHConfig(_Json):
     Raises:
         ValueError: a value is out of range or the neurons do not divide into heads of rotary pairs.
 
-    >>> BDHConfig(n_layer=6, n_embd=256, n_head=4, mlp_internal_dim_multiplier=128).n_parameters
-    25296896
+    Examples:
+        >>> BDHConfig(n_layer=6, n_embd=256, n_head=4, mlp_internal_dim_multiplier=128).n_parameters
+        25296896
     """
 
     n_layer: int = 6
@@ -156,10 +157,11 @@ def preset(name: str, **overrides: Any) -> BDHConfig:
     Raises:
         ValueError: unknown name or field, or a combination that does not fit.
 
-    >>> preset("100m").n_parameters
-    100925440
-    >>> preset("nano", n_layer=2).n_layer
-    2
+    Examples:
+        >>> preset("100m").n_parameters
+        100925440
+        >>> preset("nano", n_layer=2).n_layer
+        2
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, 1)
@@ -179,8 +181,9 @@ class TrainConfig(_Json):
     Raises:
         ValueError: a value is out of range.
 
-    >>> TrainConfig(batch_size=12, block_size=64).tokens_per_step
-    768
+    Examples:
+        >>> TrainConfig(batch_size=12, block_size=64).tokens_per_step
+        768
     """
 
     block_size: int = 128
@@ -261,8 +264,9 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
 def train_preset(name: str, **overrides: Any) -> TrainConfig:
     """Return the training settings that suit a model size, with any field replaced.
 
-    >>> train_preset("25m").schedule
-    'linear'
+    Examples:
+        >>> train_preset("25m").schedule
+        'linear'
     """
     if name not in TRAIN_PRESETS:
         raise ValueError(f"model size {name!r}: expected one of {', '.join(TRAIN_PRESETS)}")

@@ -161,10 +161,11 @@ def generate(model: BDH, idx: Tensor, max_new_tokens: int, **options: Any) -> Te
     Returns:
         (B, T + max_new_tokens) token ids.
 
-    >>> from bdh import BDH, BDHConfig
-    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> generate(model, torch.tensor([[1, 2]]), 5, seed=0).shape
-    torch.Size([1, 7])
+    Examples:
+        >>> from bdh import BDH, BDHConfig
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> generate(model, torch.tensor([[1, 2]]), 5, seed=0).shape
+        torch.Size([1, 7])
     """
     new = list(stream(model, idx, max_new_tokens, **options))
     return torch.cat([idx, *(token[:, None] for token in new)], dim=1)

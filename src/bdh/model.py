@@ -73,9 +73,10 @@ class State:
     def rows(self, index: slice | list[int] | Tensor) -> State:
         """Return the chosen sequences of the batch as a state of their own.
 
-        >>> state = State((torch.zeros(1, 1, 2, 3),))
-        >>> state.rows([0, 0]).batch_size     # one context, two continuations
-        2
+        Examples:
+            >>> state = State((torch.zeros(1, 1, 2, 3),))
+            >>> state.rows([0, 0]).batch_size     # one context, two continuations
+            2
         """
         return replace(self, rho=tuple(rho[index] for rho in self.rho))
 
@@ -95,10 +96,11 @@ class BDH(nn.Module):
     Args:
         config: the shape, see `BDHConfig`.
 
-    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> logits, loss = model(torch.tensor([[72, 105]]), targets=torch.tensor([[105, 33]]))
-    >>> logits.shape, round(loss.item(), 1)
-    (torch.Size([1, 2, 256]), 5.5)
+    Examples:
+        >>> model = BDH.from_seed(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4), seed=0)
+        >>> logits, loss = model(torch.tensor([[72, 105]]), targets=torch.tensor([[105, 33]]))
+        >>> logits.shape, round(loss.item(), 1)
+        (torch.Size([1, 2, 256]), 5.5)
     """
 
     def __init__(self, config: BDHConfig) -> None:
@@ -158,11 +160,12 @@ class BDH(nn.Module):
         Raises:
             ValueError: wrong shape, type or token id, or a state of another model or batch size.
 
-        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-        >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
-        >>> logits, state = model.advance(torch.tensor([[4]]), state)
-        >>> state.position
-        4
+        Examples:
+            >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+            >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
+            >>> logits, state = model.advance(torch.tensor([[4]]), state)
+            >>> state.position
+            4
         """
         logits, after = self.walk(idx, state, tap, wants_state=True)
         assert after is not None
@@ -245,9 +248,10 @@ class BDH(nn.Module):
         Returns:
             x_sparse of each level as a sparse tensor (B, T, N), N by global neuron id.
 
-        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-        >>> levels = model.get_sparse_activations("The dragon")
-        >>> strength, neuron = levels[0].to_dense().amax(dim=(0, 1)).topk(10)
+        Examples:
+            >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+            >>> levels = model.get_sparse_activations("The dragon")
+            >>> strength, neuron = levels[0].to_dense().amax(dim=(0, 1)).topk(10)
         """
         idx = self.as_ids(text_or_idx)
         seen: list[Tensor] = []

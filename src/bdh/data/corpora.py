@@ -23,7 +23,7 @@ TEXT_SUFFIXES = (".txt", ".md")
 class Corpus:
     """A text in two splits, as bytes; the arrays are read-only.
 
-    Example:
+    Examples:
         >>> corpus = Corpus("abc", np.arange(90, dtype=np.uint8), np.arange(10, dtype=np.uint8))
         >>> corpus.require(9)
         >>> corpus.require(16)

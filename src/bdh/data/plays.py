@@ -93,7 +93,7 @@ def read_plays(wheel: bytes) -> dict[str, str]:
 def plain_text(markdown: str) -> str:
     r"""Convert one play to `NAME:` lines and speeches; see the top of this file for what is left out.
 
-    Example:
+    Examples:
         >>> print(plain_text("# Hamlet\n\n### SCENE I\n\n_Enter BERNARDO_\n\n**BERNARDO**  \nWho's there?"), end="")
         BERNARDO:
         Who's there?

@@ -32,7 +32,7 @@ def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, blo
     Raises:
         ValueError: fewer than `block_size + 1` tokens, or an argument out of range.
 
-    Example:
+    Examples:
         >>> idx, targets = random_windows(np.arange(100), seed=0, step=7, batch_size=2, block_size=3)
         >>> idx.tolist(), targets.tolist()
         ([[64, 65, 66], [80, 81, 82]], [[65, 66, 67], [81, 82, 83]])
@@ -68,7 +68,7 @@ def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = 
     Raises:
         ValueError: fewer than `block_size + 1` tokens, or an argument out of range.
 
-    Example:
+    Examples:
         >>> idx, targets = fixed_windows(np.arange(12), block_size=3, max_windows=2)
         >>> idx.tolist(), targets.tolist()
         ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])

@@ -14,7 +14,7 @@ Ids = Sequence[int] | npt.NDArray[Any] | bytes | int | Any
 class ByteTokenizer:
     r"""Bytes as tokens.
 
-    Example:
+    Examples:
         >>> tokenizer = ByteTokenizer()
         >>> tokenizer.encode("né").tolist()
         [110, 195, 169]
@@ -67,7 +67,7 @@ class ByteTokenizer:
 class TextDecoder:
     r"""Decode a stream of ids: a character is given out when all of its bytes are there, and never a broken one.
 
-    Example:
+    Examples:
         >>> decoder = TextDecoder()
         >>> decoder.push(195), decoder.push([169, 33]), decoder.push([226, 130]), decoder.flush()
         ('', 'é!', '', '\\xe2\\x82')

@@ -56,11 +56,12 @@ def density(model: BDH, idx: Tensor) -> Density:
     Raises:
         ValueError: token ids that the model refuses.
 
-    >>> from bdh import BDHConfig
-    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> measured = density(model, torch.tensor([list(b"The dragon")]))
-    >>> [len(levels) for levels in measured.values()], all(xy <= x for x, xy in zip(measured["x"], measured["xy"]))
-    ([2, 2, 2], True)
+    Examples:
+        >>> from bdh import BDHConfig
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> measured = density(model, torch.tensor([list(b"The dragon")]))
+        >>> [len(levels) for levels in measured.values()], all(xy <= x for x, xy in zip(measured["x"], measured["xy"]))
+        ([2, 2, 2], True)
     """
     tap = DensityTap(model.config.n_layer)
     with evaluating(model):
@@ -81,9 +82,10 @@ def init_density(config: BDHConfig, idx: Tensor, seed: int = 0) -> Density:
     Returns:
         As `density`.
 
-    >>> config = BDHConfig(n_layer=1, n_embd=32, n_head=2, mlp_internal_dim_multiplier=16)
-    >>> 0.4 < init_density(config, torch.arange(64)[None])["x"][0] < 0.6
-    True
+    Examples:
+        >>> config = BDHConfig(n_layer=1, n_embd=32, n_head=2, mlp_internal_dim_multiplier=16)
+        >>> 0.4 < init_density(config, torch.arange(64)[None])["x"][0] < 0.6
+        True
     """
     # the generator of the CPU only: torch.manual_seed would also reseed every accelerator
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -143,8 +143,9 @@ def readable(data: bytes, space: str = " ") -> list[str]:
         data: any bytes, valid UTF-8 or not.
         space: what a space is shown as.
 
-    >>> readable("a é\n".encode() + bytes([0xFF, 0]), "␣")
-    ['a', '␣', 'é', '', '␊', '0xFF', '0x00']
+    Examples:
+        >>> readable("a é\n".encode() + bytes([0xFF, 0]), "␣")
+        ['a', '␣', 'é', '', '␊', '0xFF', '0x00']
     """
     shown: list[str] = []
     while len(shown) < len(data):

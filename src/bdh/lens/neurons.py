@@ -71,10 +71,11 @@ def neuron_statistics(model: BDH, ids: Ids, *, signal: str = "x_sparse", window:
     Raises:
         ValueError: an empty text, ids that are not bytes, or an unknown signal.
 
-    >>> from bdh import BDHConfig
-    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> neuron_statistics(model, b"to be or not to be").rate.shape
-    torch.Size([2, 64])
+    Examples:
+        >>> from bdh import BDHConfig
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> neuron_statistics(model, b"to be or not to be").rate.shape
+        torch.Size([2, 64])
     """
     names = _level_names(model, signal)
     data = _as_bytes(ids, "validation text")

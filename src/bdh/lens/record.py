@@ -27,9 +27,10 @@ _IN_LEVEL = ("x_sparse", "attn_out", "y_sparse", "xy_sparse", "v")
 class Trace(Mapping[str, Tensor]):
     """What `record` saw: a read-only mapping from name to tensor.
 
-    >>> trace = Trace({"layers.0.x_sparse": torch.ones(1, 2, 3, 4)})
-    >>> trace["layers.0.x_sparse"].shape, trace.neurons("x_sparse", 0).shape
-    (torch.Size([1, 2, 3, 4]), torch.Size([1, 3, 8]))
+    Examples:
+        >>> trace = Trace({"layers.0.x_sparse": torch.ones(1, 2, 3, 4)})
+        >>> trace["layers.0.x_sparse"].shape, trace.neurons("x_sparse", 0).shape
+        (torch.Size([1, 2, 3, 4]), torch.Size([1, 3, 8]))
     """
 
     tensors: Mapping[str, Tensor]
@@ -81,9 +82,10 @@ class Trace(Mapping[str, Tensor]):
 def names_of(model: BDH) -> tuple[str, ...]:
     """Return all names that `record` knows for this model, in the order in which it makes the tensors.
 
-    >>> from bdh import BDHConfig
-    >>> names_of(BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)))[:3]
-    ('embed', 'layers.0.x_sparse', 'layers.0.attn_out')
+    Examples:
+        >>> from bdh import BDHConfig
+        >>> names_of(BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)))[:3]
+        ('embed', 'layers.0.x_sparse', 'layers.0.attn_out')
     """
     levels = range(model.config.n_layer)
     return ("embed", *(f"layers.{level}.{name}" for level in levels for name in _IN_LEVEL), "logits")
@@ -106,11 +108,12 @@ def record(model: BDH, idx: Tensor, names: str | Sequence[str] = ("layers.*.x_sp
     Raises:
         ValueError: a pattern that matches no name, or token ids that the model refuses.
 
-    >>> from bdh import BDHConfig
-    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-    >>> logits, trace = record(model, torch.tensor([[1, 2, 3]]), "layers.*.x_sparse")
-    >>> trace.names
-    ('layers.0.x_sparse', 'layers.1.x_sparse')
+    Examples:
+        >>> from bdh import BDHConfig
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> logits, trace = record(model, torch.tensor([[1, 2, 3]]), "layers.*.x_sparse")
+        >>> trace.names
+        ('layers.0.x_sparse', 'layers.1.x_sparse')
     """
     wanted = _matching(names_of(model), (names,) if isinstance(names, str) else tuple(names))
     seen: dict[str, Tensor] = {}

@@ -69,8 +69,9 @@ def _density(i: Inspection) -> Table:
 def _bar(value: float, line: float, scale: float = 0.6) -> str:
     """A bar of `#` with the random-initialisation line as `|`.
 
-    >>> _bar(0.3, 0.5)
-    '############........|...'
+    Examples:
+        >>> _bar(0.3, 0.5)
+        '############........|...'
     """
     cells = ["#" if at < round(_BAR * value / scale) else "." for at in range(_BAR)]
     cells[min(_BAR - 1, int(_BAR * line / scale))] = "|"

@@ -19,9 +19,10 @@ def k_winners(x: Tensor, k: int) -> Tensor:
     Returns:
         (..., K), nonnegative.
 
-    >>> import torch
-    >>> k_winners(torch.tensor([3.0, -1.0, 2.0, 2.0]), 2).tolist()
-    [3.0, 0.0, 2.0, 0.0]
+    Examples:
+        >>> import torch
+        >>> k_winners(torch.tensor([3.0, -1.0, 2.0, 2.0]), 2).tolist()
+        [3.0, 0.0, 2.0, 0.0]
     """
     if not 1 <= k <= x.shape[-1]:
         raise ValueError(f"k={k}: expected 1 <= k <= {x.shape[-1]} neurons; change the sparsity")

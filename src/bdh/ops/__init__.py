@@ -34,9 +34,10 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
     Returns:
         a (B, H, T, D).
 
-    >>> a = attention_read(torch.ones(1, 1, 3, 2), torch.ones(1, 3, 1))
-    >>> a.flatten().tolist()
-    [0.0, 2.0, 4.0]
+    Examples:
+        >>> a = attention_read(torch.ones(1, 1, 3, 2), torch.ones(1, 3, 1))
+        >>> a.flatten().tolist()
+        [0.0, 2.0, 4.0]
     """
     if backend == "reference":
         return reference.quadratic_attention(q, v)

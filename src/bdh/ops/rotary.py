@@ -27,8 +27,9 @@ def frequencies(neurons_per_head: int) -> Tensor:
     Returns:
         (K/2,) float64.
 
-    >>> round(1 / frequencies(8192)[0].item(), 4)   # the fastest pair: one turn in 2 pi tokens
-    6.2832
+    Examples:
+        >>> round(1 / frequencies(8192)[0].item(), 4)   # the fastest pair: one turn in 2 pi tokens
+        6.2832
     """
     j = torch.arange(0, neurons_per_head, 2, dtype=torch.float64)
     return THETA ** (-j / neurons_per_head) / (2 * math.pi)
@@ -73,10 +74,11 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     Returns:
         (..., T, K).
 
-    >>> x = torch.randn(1, 2, 5, 8)
-    >>> y = rotate(x, rotation(8, 1000, 5, x))
-    >>> torch.allclose(x.norm(dim=-1), y.norm(dim=-1))   # a rotation keeps lengths
-    True
+    Examples:
+        >>> x = torch.randn(1, 2, 5, 8)
+        >>> y = rotate(x, rotation(8, 1000, 5, x))
+        >>> torch.allclose(x.norm(dim=-1), y.norm(dim=-1))   # a rotation keeps lengths
+        True
     """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     pairs = wide.unflatten(-1, (-1, 2))

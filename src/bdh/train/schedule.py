@@ -14,9 +14,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         cosine:   floor + (peak - floor) (1 + cos(pi p)) / 2,   p = (s - w) / (S - 1 - w)
         linear:   peak - (peak - floor) p
 
-    >>> config = TrainConfig(learning_rate=1.0, warmup_steps=10, max_steps=110, schedule="linear")
-    >>> [round(learning_rate(step, config), 3) for step in (0, 9, 10, 109)]
-    [0.1, 1.0, 1.0, 0.1]
+    Examples:
+        >>> config = TrainConfig(learning_rate=1.0, warmup_steps=10, max_steps=110, schedule="linear")
+        >>> [round(learning_rate(step, config), 3) for step in (0, 9, 10, 109)]
+        [0.1, 1.0, 1.0, 0.1]
     """
     peak, floor = config.learning_rate, config.learning_rate * config.min_lr_ratio
     if step < config.warmup_steps:
