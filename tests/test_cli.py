@@ -44,8 +44,9 @@ def test_train_says_what_it_does(text: Path, tmp_path: Path, capsys: pytest.Capt
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["model"]["n_embd"] == 16
     assert facts["train"]["max_steps"] == 10
-    assert facts["environment"]["packages"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert facts["command"][0]
+    (first,) = facts["commands"]
+    assert first["environment"]["packages"]["torch"] == torch.__version__
+    assert first["command"][0]
 
 
 def test_train_json_is_the_last_line_of_stdout(text: Path, tmp_path: Path, capsys) -> None:
@@ -68,6 +69,77 @@ def test_auto_resume_starts_or_goes_on(text: Path, tmp_path: Path, capsys) -> No
     assert run(*words, *SMALL) == 0
     assert run(*words) == 0
     assert capsys.readouterr().out.count("step 10 of 10 done") == 2
+
+
+def test_a_run_on_a_relative_path_resumes_from_anywhere(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--data", text.name, "--out-dir", "r", *SMALL) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("train", "--resume-from", "../r", "--max-steps", 12) == 0
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(trained: Path, capsys) -> None:
+    before = (trained / "run.json").read_text()
+    for wrong in (("--batch-size", 8), ("--n-layer", 3), ("--block-size", 100_000), ("--out-dir", trained / "x")):
+        assert run("train", "--resume-from", trained, *wrong) == 2
+    assert (trained / "run.json").read_text() == before
+    assert run("train", "--resume-from", trained, "--max-steps", 12) == 0
+    assert len(json.loads((trained / "run.json").read_text())["commands"]) == 2
+
+
+def test_nothing_is_made_for_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (("--resume-from", "typo"), ("--dataset", "shakespear"), ("--data", text, "--block-size", 10**6)):
+        assert run("train", *words) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cats.txt"]
+
+
+def test_a_run_inside_a_run_is_its_own(trained: Path, text: Path) -> None:
+    words = ("train", "--data", text, "--out-dir", trained / "sub", "--resume-from", "auto", "--max-steps", 1)
+    assert run(*words, "--warmup-steps", 0, "--eval-windows", 1) == 0
+    assert bdh.load(trained / "sub").config == bdh.preset("nano")
+
+
+def test_a_model_replaces_a_model_and_nothing_else(tmp_path: Path, trained: Path) -> None:
+    source = GOLDEN / "community_checkpoint.pt"
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    for target in (tmp_path / "thesis", trained, tmp_path / "cats.txt"):
+        assert run("convert", source, target) == 2
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
+    assert (trained / "run.json").exists()
+    for _ in range(2):
+        assert run("convert", source, tmp_path / "model") == 0
+
+
+def test_a_state_of_other_weights_is_refused(tmp_path: Path, capsys) -> None:
+    config = bdh.BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8)
+    for seed in (1, 2):
+        bdh.save(bdh.BDH.from_seed(config, seed), tmp_path / str(seed))
+    memory = tmp_path / "memory"
+    assert run("generate", "--model", tmp_path / "1", "--save-state", memory, "--max-new-tokens", 1) == 0
+    assert run("generate", "--model", tmp_path / "1", "--state", memory, "--max-new-tokens", 1) == 0
+    assert run("generate", "--model", tmp_path / "2", "--state", memory, "--max-new-tokens", 1) == 2
+    assert "state of another model" in capsys.readouterr().err
+
+
+def test_the_copied_command_is_quoted(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["inspect", "--model", str(trained), "--text", "$(touch X)'", "--html", str(tmp_path / "r.html")]
+    monkeypatch.setattr(sys, "argv", ["bdh", *words])
+    assert run(*words) == 0
+    import html
+    import shlex
+
+    page = html.unescape((tmp_path / "r.html").read_text())
+    assert shlex.join(["bdh", *words]) in page
+
+
+def test_the_version_is_told(capsys) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"bdh {bdh.__version__}\n"
 
 
 def test_epochs_are_turned_into_steps(text: Path, tmp_path: Path, capsys) -> None:
@@ -137,6 +209,17 @@ MISTAKES = [
     ("train --block-size 100000 --data TEXT --out-dir OUT", "100000"),
     ("train --resume-from NOWHERE", "no checkpoint there"),
     ("train --out-dir /proc/nowhere --data TEXT", "choose another"),
+    ("train --data TEXT --out-dir OUT --max-epochs inf", "--max-epochs inf: expected a number > 0"),
+    ("train --data TEXT --out-dir OUT --max-epochs -3", "expected a number > 0"),
+    ("train --data TEXT --out-dir OUT --max-steps 50", "warmup_steps=100: expected fewer than max_steps=50"),
+    ("train --data TEXT --out-dir OUT --device cpu:foo", "is not present"),
+    ("train --data /dev/null --out-dir OUT", "a device or a pipe"),
+    ("train --mlp-mult=0", "mlp_internal_dim_multiplier=0"),
+    ("train --resume-from DAMAGED", "the run directory is damaged"),
+    ("train --resume-from POINTLESS", "does not name a checkpoint beside it"),
+    ("generate --model MODEL --save-state OUTDIR", "is a directory"),
+    ("inspect --model MODEL --data TEXT --html OUTDIR", "expected the name of a file"),
+    ("inspect --model MODEL --data TEXT --top 0", "--top 0"),
     ("generate", "--model"),
     ("generate --model NOWHERE", "no checkpoint at"),
     ("generate --model TEXT", "expected a complete .pt file"),
@@ -154,8 +237,14 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[words or "(nothing)" for words, _ in MISTAKES])
 def test_a_mistake_gets_one_line_and_exit_code_2(words: str, says: str, tmp_path: Path, text: Path, capsys) -> None:
     (tmp_path / "EMPTY").write_text("")
-    named = {"TEXT": text, "EMPTY": tmp_path / "EMPTY", "OUT": tmp_path / "out", "NOWHERE": tmp_path / "NOWHERE"}
-    if "MODEL" in words:
+    (tmp_path / "DAMAGED" / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "DAMAGED" / "checkpoints" / "last").write_text("step-1")
+    (tmp_path / "DAMAGED" / "run.json").write_text("[]")
+    (tmp_path / "POINTLESS" / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "OUTDIR").mkdir()
+    named = {name: tmp_path / name for name in ("DAMAGED", "POINTLESS", "OUTDIR")}
+    named |= {"TEXT": text, "EMPTY": tmp_path / "EMPTY", "OUT": tmp_path / "out", "NOWHERE": tmp_path / "NOWHERE"}
+    if "MODEL" in words.split():
         config = bdh.BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8)
         named["MODEL"] = bdh.save(bdh.BDH(config), tmp_path / "MODEL")
     assert run(*(named.get(word, word) for word in words.split())) == 2
@@ -163,7 +252,6 @@ def test_a_mistake_gets_one_line_and_exit_code_2(words: str, says: str, tmp_path
     assert says in captured.err
     assert captured.err.count("\n") == 1, captured.err
     assert captured.err.startswith("bdh: ")
-    assert not any(line.strip(" -") for line in captured.out.splitlines() if "Traceback" in line)
 
 
 def test_a_run_is_not_overwritten(trained: Path, text: Path, capsys) -> None:

@@ -17,6 +17,7 @@ SOURCE = Path(bdh.__file__).parent
 # a room imports from rooms of lower rank, or from its own rank
 RANK = {
     "config": 0,
+    "files": 0,
     "ops": 1,
     "mechanisms": 1,
     "model": 2,

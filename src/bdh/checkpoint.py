@@ -6,13 +6,10 @@ restricted loader. Names and shapes are checked against the config before the mo
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bdh.config import BDHConfig
+from bdh.files import replacing_directory, replacing_file
 from bdh.model import BDH, State
 
 WEIGHTS = "model.safetensors"
@@ -52,67 +50,16 @@ def parameter_shapes(config: BDHConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-@contextmanager
-def replacing_directory(path: Path) -> Any:
-    """Give a temporary directory that becomes `path` when the block ends well, all of it or nothing.
-
-    Every file is on disk (fsync) before the rename. A directory that already stands at `path` is replaced.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield work
-        for file in work.rglob("*"):
-            _fsync(file)
-        _fsync(work)
-        work.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(work, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(work, path)
-        _fsync(path.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save(model: BDH, path: str | Path) -> Path:
     """Write a model to the directory `path`: model.safetensors and config.json.
 
+    A model that stands there already is replaced; anything else is not.
+
     Returns:
         The directory.
+
+    Raises:
+        ValueError: `path` is a file, or a directory that holds more than a model.
 
     Examples:
         >>> import bdh, tempfile
@@ -123,6 +70,11 @@ def save(model: BDH, path: str | Path) -> Path:
         True
     """
     target = Path(path)
+    if target.is_file():
+        raise ValueError(f"{target} is a file: expected the name of a directory to write the model to")
+    others = {file.name for file in target.iterdir()} - {WEIGHTS, CONFIG} if target.is_dir() else set()
+    if others:
+        raise ValueError(f"{target} holds other files ({min(others)}, ...): choose a new directory for the model")
     with replacing_directory(target) as work:
         write_model(model, work)
     return target
@@ -154,8 +106,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
     weights = directory / WEIGHTS
     try:
         with safe_open(weights, framework="pt", device=str(device)) as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
             _check_shapes(found, config, weights)
+            _check_types({part.get_dtype() for part in slices.values()}, {"F64", "F32", "F16", "BF16"}, weights)
             tensors = {name: file.get_tensor(name) for name in found}
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no {WEIGHTS}: expected a directory written by bdh.save") from None
@@ -170,7 +124,7 @@ def resolve(path: str | Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: expected a directory written by bdh.save or bdh train")
     if path.is_file():
-        raise CheckpointError(f"{path} is a file: expected a directory; convert a .pt file with bdh convert first")
+        raise CheckpointError(f"{path} is a file: expected the directory of a run or model (.pt files: bdh convert)")
     if (path / CONFIG).exists():
         return path
     for pointer in ("best", "last"):
@@ -185,8 +139,9 @@ def pointed(run: Path, pointer: str) -> Path | None:
     file = run / "checkpoints" / pointer
     if not file.is_file():
         return None
-    chosen = file.parent / file.read_text(encoding="utf-8").strip()
-    return chosen if chosen.is_dir() and chosen.parent == file.parent else None
+    name = file.read_text(encoding="utf-8", errors="replace").strip()
+    chosen = file.parent / name
+    return chosen if name and chosen.parent == file.parent and chosen.is_dir() else None
 
 
 def _read_config(file: Path) -> BDHConfig:
@@ -212,6 +167,12 @@ def _check_shapes(found: dict[str, tuple[int, ...]], config: BDHConfig, source: 
             )
 
 
+def _check_types(found: set[Any], allowed: set[Any], source: Path) -> None:
+    if len(found) != 1 or not found <= allowed:
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in found))
+        raise CheckpointError(f"{source}: expected weights of one floating-point type, got {names}")
+
+
 def _build(config: BDHConfig, tensors: dict[str, Tensor]) -> BDH:
     # on meta nothing is allocated; assign=True then adopts the tensors as they are, in their precision
     with torch.device("meta"):
@@ -225,43 +186,54 @@ def _build(config: BDHConfig, tensors: dict[str, Tensor]) -> BDH:
 # --- states ---------------------------------------------------------------------------------------------------
 
 
-def save_state(state: State, path: str | Path) -> Path:
+def fingerprint(model: BDH) -> str:
+    """Return a hash of the model's weights: a state is of use to the weights that made it, and to no others."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_state(state: State, path: str | Path, model: BDH | None = None) -> Path:
     """Write what a model remembers to one safetensors file, atomically.
+
+    Args:
+        state: what `advance` returned.
+        path: the file.
+        model: whose state it is; then `load_state` can tell if it is handed to another.
 
     Examples:
         >>> import bdh, tempfile
         >>> model = bdh.BDH(bdh.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
         >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     same = load_state(save_state(state, folder + "/memory.safetensors"))
+        ...     same = load_state(save_state(state, folder + "/memory.safetensors", model), model)
         >>> same.position
         3
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"rho.{level}": rho.detach().cpu().contiguous() for level, rho in enumerate(state.rho)}
-    work = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        save_file(tensors, work, metadata={"format": str(FORMAT), "position": str(state.position)})
-        _fsync(work)
-        os.replace(work, target)
-    finally:
-        work.unlink(missing_ok=True)
-    return target
+    about = {"format": str(FORMAT), "position": str(state.position), "model": fingerprint(model) if model else ""}
+    with replacing_file(path) as work:
+        save_file(tensors, work, metadata=about)
+    return Path(path)
 
 
-def load_state(path: str | Path, device: torch.device | str = "cpu") -> State:
+def load_state(path: str | Path, model: BDH | None = None, device: torch.device | str = "cpu") -> State:
     """Read a state written by `save_state`.
 
     Raises:
-        CheckpointError: not such a file.
+        CheckpointError: not such a file, or the state of other weights than `model`'s.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            position = int(file.metadata()["position"])
+            about = file.metadata()
+            position, owner = int(about["position"]), about["model"]
             rho = tuple(file.get_tensor(f"rho.{level}") for level in range(len(file.keys())))
-    except (FileNotFoundError, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a saved state ({error}): expected a file of save_state") from None
+    if model is not None and owner and owner != fingerprint(model):
+        raise CheckpointError(f"{path} is the state of another model: expected one that these weights made")
     return State(rho, position)
 
 
@@ -292,9 +264,12 @@ def import_checkpoint(path: str | Path, *, n_layer: int | None = None) -> BDH:
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     chosen = _foreign_config(stored, shapes, path, n_layer)
     _check_shapes(shapes, chosen, path)
+    for name, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+            raise CheckpointError(f"{path}: {name} is not a plain dense tensor; save it with .contiguous()")
+    floats = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+    _check_types({tensor.dtype for tensor in found.values()}, floats, path)
     tensors, _ = _state_dict(_read_restricted(path, "cpu"), path)
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise CheckpointError(f"{path}: expected floating-point weights, got {tensors['decoder'].dtype}")
     return _build(chosen, {name: tensor.contiguous() for name, tensor in tensors.items()}).eval()
 
 

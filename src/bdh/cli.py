@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the user's mistake (one line on stderr)
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import functools
@@ -12,7 +13,10 @@ import io
 import itertools
 import json as jsonlib
 import os
+import re
+import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +25,13 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from bdh import checkpoint, lens
+from bdh import __version__, checkpoint, lens
 from bdh import generate as generation
 from bdh.config import BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus, load_corpus
 from bdh.model import BDH
 from bdh.train import NonFiniteError, Reporter, Run, fit
-from bdh.train.run import environment
+from bdh.train.run import environment, read_facts
 
 BASELINE_BYTES = 4_096, 65_536
 """Least and most validation text that `bdh inspect` compares with; a large model reads less, to answer in a minute."""
@@ -62,7 +66,7 @@ class TrainArgs:
         """Where the run is kept."""
         if self.resume_from not in (None, "auto"):
             return Path(self.resume_from)
-        name = self.data.stem if self.data else self.dataset
+        name = self.data.resolve().stem if self.data else self.dataset
         return self.out_dir or Path("runs") / f"{name}-{self.model_size}"
 
 
@@ -70,28 +74,21 @@ def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
     """Train a model on a text and keep everything about the run in one directory."""
     console = Console(stderr=args.json, highlight=False)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
-    run = Run(args.run_dir)
-    if run.last is None and args.resume_from not in (None, "auto"):
-        raise ValueError(f"--resume-from {args.resume_from}: no checkpoint there; expected a run directory")
-    if run.last is not None and args.resume_from is None:
-        raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
+    run = _open_run(args)
     corpus = load_corpus(args.dataset, data=args.data, progress=say)
     config = args.train
     if args.max_epochs is not None:
+        if not 0 < args.max_epochs < float("inf"):
+            raise ValueError(f"--max-epochs {args.max_epochs}: expected a number > 0")
         config = replace(config, max_steps=max(1, round(args.max_epochs * len(corpus.train) / config.tokens_per_step)))
-    model = BDH.from_seed(args.model, config.seed)
-    run.describe(
-        model=args.model.to_dict(),
-        train=config.to_dict(),
-        model_size=args.model_size,
-        data={"dataset": args.dataset, "data": str(args.data.resolve()) if args.data else None, **corpus.info},
-    )
     say(
         f"{_size_name(args)}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
         f"{args.model.n_layer} levels; {len(corpus.train):,} bytes of {corpus.name} to learn, "
         f"{len(corpus.validation):,} to validate; run in {run.path}"
     )
-    result = fit(model, corpus, config, run, Reporter(console))
+    where = {"dataset": args.dataset, "data": str(args.data.resolve()) if args.data else None}
+    facts = {"model_size": args.model_size, "text": where}
+    result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
     if args.json:
         print(jsonlib.dumps({"run": str(run.path), **vars(result)}))
     if result.interrupted:
@@ -102,6 +99,17 @@ def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
         f"{result.seconds:.0f} s of training; model in {run.path}"
     )
     return 0
+
+
+def _open_run(args: TrainArgs) -> Run:
+    if args.resume_from not in (None, "auto") and args.out_dir not in (None, args.run_dir):
+        raise ValueError(f"--resume-from {args.resume_from} goes on in that directory: leave --out-dir away")
+    run = Run(args.run_dir)
+    if run.last is None and args.resume_from not in (None, "auto"):
+        raise ValueError(f"--resume-from {args.resume_from}: no checkpoint there; expected a run directory")
+    if run.last is not None and args.resume_from is None:
+        raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
+    return run
 
 
 def _size_name(args: TrainArgs) -> str:
@@ -138,9 +146,9 @@ def generate(
     """
     hatchling = _open_model(model)
     text = sys.stdin.read() if prompt == "-" else prompt
-    before = checkpoint.load_state(state) if state else None
+    before = checkpoint.load_state(state, hatchling) if state else None
     if save_state:
-        checkpoint.save_state(generation.remember(hatchling, text, before), save_state)
+        checkpoint.save_state(generation.remember(hatchling, text, before), save_state, hatchling)
     pieces = generation.stream_text(
         hatchling,
         text,
@@ -186,6 +194,10 @@ def inspect(
         html: write a self-contained report there.
         json: print the findings as JSON.
     """
+    if top < 1 or contexts < 1:
+        raise ValueError(f"--top {top} --contexts {contexts}: expected integers >= 1")
+    if html and (html.is_dir() or not html.parent.is_dir()):
+        raise ValueError(f"--html {html}: expected the name of a file in a directory that exists")
     hatchling = _open_model(model)
     corpus = _corpus_of(model, dataset, data)
     if not text:
@@ -201,8 +213,7 @@ def inspect(
     else:
         lens.print_inspection(found, Console(highlight=False))
     if html:
-        command = f'bdh inspect --model {model} --text "{text}" --html {html}'
-        lens.write_report(found, html, command=command)
+        lens.write_report(found, html, command=shlex.join(["bdh", *sys.argv[1:]]))
         print(f"report: {html.resolve()}", file=sys.stderr if json else sys.stdout)
     return 0
 
@@ -248,28 +259,32 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    warnings.showwarning = lambda message, *_: print(f"bdh: warning: {message}", file=sys.stderr)
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except (ValueError, NonFiniteError) as error:
-        if os.environ.get("BDH_DEBUG"):
-            raise
-        print("bdh: " + " ".join(str(error).split()), file=sys.stderr)
-        code = 1 if isinstance(error, NonFiniteError) else 2
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing to say
-        else:
-            print(f"bdh: {error}", file=sys.stderr)
-        code = 1
     except KeyboardInterrupt:
         print("bdh: stopped", file=sys.stderr)
         code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing to say
+        code = 1
+    except (Exception, MemoryError) as error:
+        if os.environ.get("BDH_DEBUG"):
+            raise
+        known = isinstance(error, ValueError | OSError | NonFiniteError)
+        kind = "" if known else f"{type(error).__name__}: "
+        hint = "" if known else " (BDH_DEBUG=1 shows where)"
+        print("bdh: " + kind + " ".join(str(error).split()) + hint, file=sys.stderr)
+        code = 2 if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | PermissionError) else 1
     sys.exit(code)
 
 
 def _run(argv: list[str]) -> int:
-    argv = [ALIASES.get(word, word) for word in argv]
+    argv = [ALIASES.get(flag, flag) + equals + value for flag, equals, value in (word.partition("=") for word in argv)]
+    if argv == ["--version"]:
+        print(f"bdh {__version__}")
+        return 0
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         near = difflib.get_close_matches(argv[0], COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else "see bdh --help"
@@ -309,7 +324,8 @@ def _one_line(box: str, argv: list[str]) -> str:
     rows = [row.strip("│| ") for row in box.splitlines()[1:]]  # the first row is the frame's title
     groups = itertools.groupby(rows, key=lambda row: set(row) <= set("─-╭╮╰╯+"))
     sections = [list(group) for is_rule, group in groups if not is_rule]
-    message = " ".join(sections[0]).replace("Error parsing __tyro-dummy-inner__.", "") if sections else "cannot be read"
+    message = " ".join(sections[0]) if sections else "cannot be read"
+    message = re.sub(r"Error parsing (__tyro-dummy-inner__\S*?|args\.\w+): ", "", message)
     near = [
         row.split()[0] for group in sections if group[0] == "Perhaps you meant:" for row in group if "--" in row[:2]
     ]
@@ -320,45 +336,32 @@ def _one_line(box: str, argv: list[str]) -> str:
 
 def _train_defaults(argv: list[str]) -> TrainArgs:
     """Return the settings that hold where no flag is given: those of the run to resume, else of the model size."""
-    given = {flag: value for flag, value in itertools.pairwise(argv) if flag.startswith("--")}
-    given |= dict(word.split("=", 1) for word in argv if word.startswith("--") and "=" in word)
-    given = {flag.replace("_", "-"): value for flag, value in given.items()}
-    size = given.get("--model-size", "nano")
-    defaults = TrainArgs(model=preset(size), train=train_preset(size), model_size=size)
-    if "--resume-from" not in given:
-        return defaults
-    named = replace(
-        defaults,
-        resume_from=given["--resume-from"],
-        out_dir=Path(given["--out-dir"]) if "--out-dir" in given else None,
-        dataset=given.get("--dataset", defaults.dataset),
-        data=Path(given["--data"]) if "--data" in given else None,
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("model-size", "resume-from", "out-dir", "data", "dataset"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
+    try:
+        given, _ = parser.parse_known_args(argv[1:])
+    except SystemExit:
+        return TrainArgs()  # the full parser will say what is wrong
+    size = given.model_size or "nano"
+    named = TrainArgs(
+        model_size=size,
+        resume_from=given.resume_from,
+        dataset=given.dataset or "shakespeare",
+        out_dir=Path(given.out_dir) if given.out_dir else None,
+        data=Path(given.data) if given.data else None,
     )
-    stored = _run_facts(named.run_dir)
+    stored = read_facts(named.run_dir) if given.resume_from else None
     if stored is None:
-        return defaults
-    data = stored["data"]
-    return replace(
-        defaults,
-        model=defaults.model if "--model-size" in given else BDHConfig.from_dict(stored["model"]),
+        return TrainArgs(model=preset(size), train=train_preset(size), model_size=size)
+    text = stored["text"]
+    return TrainArgs(
+        model=preset(size) if given.model_size else BDHConfig.from_dict(stored["model"]),
         train=TrainConfig.from_dict(stored["train"]),
         model_size=stored["model_size"],
-        dataset=data["dataset"],
-        data=Path(data["data"]) if data["data"] else None,
+        dataset=text["dataset"],
+        data=Path(text["data"]) if text["data"] else None,
     )
-
-
-def _run_facts(path: Path) -> dict[str, Any] | None:
-    """Return run.json of a run directory, or of the run that a checkpoint directory lies in; None if there is none."""
-    for folder in (path, *path.resolve().parents[:2]):
-        file = folder / "run.json"
-        if file.is_file():
-            try:
-                facts: dict[str, Any] = jsonlib.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{file} cannot be read ({error}): the run directory is damaged") from None
-            return facts
-    return None
 
 
 def _open_model(path: Path) -> BDH:
@@ -367,9 +370,10 @@ def _open_model(path: Path) -> BDH:
 
 def _corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
-    facts = None if dataset or data else _run_facts(model)
+    in_run = model.parent.name == "checkpoints"
+    facts = None if dataset or data else read_facts(model.resolve().parents[1] if in_run else model)
     if facts is not None:
-        dataset, data = facts["data"]["dataset"], facts["data"]["data"]
+        dataset, data = facts["text"]["dataset"], facts["text"]["data"]
     return load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
 
 

@@ -82,7 +82,7 @@ class BDHConfig(_Json):
     n_head: int = 4
     """Heads; they split the neurons (H)."""
     mlp_internal_dim_multiplier: int = 128
-    """Neurons in all = this times n_embd (the paper's n)."""
+    """Neurons in all = this times n_embd (the paper's n); --mlp-mult for short."""
     vocab_size: int = 256
     """Token vocabulary (V); 256 for bytes."""
     dropout: float = 0.1
@@ -234,6 +234,10 @@ class TrainConfig(_Json):
             _check_int(self, name)
         for name in ("warmup_steps", "seed"):
             _check_int(self, name, low=0)
+        if self.warmup_steps >= self.max_steps:
+            _fail(
+                "warmup_steps", self.warmup_steps, f"fewer than max_steps={self.max_steps}", "lower it, or train longer"
+            )
         if self.seed >= 2**63:
             _fail("seed", self.seed, "an integer below 2**63", "choose a smaller one")
         if self.eval_windows is not None:

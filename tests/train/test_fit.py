@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import bdh
 from bdh import BDH, BDHConfig, TrainConfig
 from bdh.data import Corpus
-from bdh.train import NonFiniteError, Reporter, Run, fit, make_optimizer, pick_device, pick_dtype
+from bdh.train import NonFiniteError, Reporter, Run, fit, learning_rate, make_optimizer, pick_device, pick_dtype
 
 SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.2)
 TRAIN = TrainConfig(
@@ -124,8 +125,6 @@ def test_a_forgotten_optimiser_would_be_noticed(tmp_path: Path) -> None:
     run = Run(tmp_path / "cut")
     assert run.last is not None
     for file in run.last.glob("optimizer*"):
-        from safetensors.torch import load_file, save_file
-
         save_file({k: torch.zeros_like(v) for k, v in load_file(file).items()}, file)
     model = BDH.from_seed(SHAPE, 0)
     fit(model, corpus(), TRAIN, run, quiet())
@@ -158,9 +157,57 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     assert torch.allclose(model.decoder, expected.decoder, atol=1e-6)
 
 
-def test_clipping_bounds_the_step(tmp_path: Path) -> None:
-    trained(tmp_path, changed(grad_clip=1e-3))
-    assert all(r["grad_norm"] > 1e-3 for r in metrics(tmp_path) if "grad_norm" in r)  # logged before clipping
+class Spy:
+    """Notes what the optimiser is given at each step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.norms: list[float] = []
+        self.rates: list[set[float]] = []
+        step = torch.optim.AdamW.step
+
+        def noting(optimizer: torch.optim.AdamW, *args, **kwargs):
+            gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+            self.norms.append(torch.cat(gradients).norm().item())
+            self.rates.append({group["lr"] for group in optimizer.param_groups})
+            return step(optimizer, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", noting)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.0])
+def test_clipping_bounds_the_gradient_of_the_step(tmp_path: Path, clip: float, monkeypatch) -> None:
+    spy = Spy(monkeypatch)
+    trained(tmp_path, changed(grad_clip=clip))
+    logged = [r["grad_norm"] for r in metrics(tmp_path) if "grad_norm" in r]
+    assert min(logged) > 1e-2  # before clipping
+    assert spy.norms == pytest.approx([clip] * 12 if clip else logged, rel=1e-3)
+
+
+def test_the_schedule_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    trained(tmp_path)
+    assert spy.rates == [{learning_rate(step, TRAIN)} for step in range(12)]
+    assert len(set.union(*spy.rates)) > 10
+
+
+def test_dropout_differs_from_step_to_step_and_depends_on_seed_and_step_alone(tmp_path: Path, monkeypatch) -> None:
+    def drawn(seed: int, name: str) -> list[float]:
+        seen: list[float] = []
+        forward = BDH.forward
+
+        def noting(self: BDH, *args, **kwargs):
+            if self.training:
+                seen.append(torch.rand(()).item())
+            return forward(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BDH, "forward", noting)
+            trained(tmp_path / name, changed(seed=seed))
+        return seen
+
+    one, same, other = drawn(5, "a"), drawn(5, "b"), drawn(6, "c")
+    assert one == same
+    assert len({*one, *other}) == 24
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -203,9 +250,8 @@ def test_a_resume_that_would_differ_is_refused(tmp_path: Path, what: dict, says:
 
 def test_a_resume_on_other_text_or_shape_is_refused(tmp_path: Path) -> None:
     trained(tmp_path, changed(max_steps=4))
-    other = corpus()
     with pytest.raises(ValueError, match="other text"):
-        trained(tmp_path, text=Corpus("dogs", other.train, other.validation, {"source": "else"}))
+        trained(tmp_path, text=corpus(b"the dog sat on the mat. " * 40))
     with pytest.raises(ValueError, match="another model"):
         trained(tmp_path, shape=BDHConfig.from_dict(SHAPE.to_dict() | {"n_layer": 3}))
 
@@ -215,6 +261,38 @@ def test_a_damaged_training_checkpoint_is_refused(tmp_path: Path) -> None:
     (Run(tmp_path).last / "optimizer.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="cannot be resumed from"):
         trained(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["encoder|exp_avg", "decoder|step", "lm_head|exp_avg_sq"])
+def test_lost_moments_are_noticed(tmp_path: Path, lost: str) -> None:
+    trained(tmp_path, changed(max_steps=4))
+    file = Run(tmp_path).last / "optimizer.safetensors"
+    moments = load_file(file)
+    del moments[lost]
+    save_file(moments, file)
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        trained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"step": 3}'])
+def test_a_damaged_progress_file_is_refused(tmp_path: Path, content: str) -> None:
+    trained(tmp_path, changed(max_steps=4))
+    (Run(tmp_path).last / "progress.json").write_text(content)
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        trained(tmp_path)
+
+
+def test_a_stop_before_the_first_step_is_saved(tmp_path: Path) -> None:
+    class Impatient(Reporter):
+        def evaluation(self, *_args) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model = BDH.from_seed(SHAPE, TRAIN.seed)
+    result = fit(model, corpus(), TRAIN, Run(tmp_path), Impatient(Console(file=io.StringIO())))
+    assert (result.step, result.interrupted) == (0, "SIGINT")
+    resumed, _ = trained(tmp_path)
+    expected, _ = trained(tmp_path / "other")
+    assert torch.equal(resumed.decoder, expected.decoder)
 
 
 def test_too_little_text_is_refused_at_once(tmp_path: Path) -> None:

@@ -162,6 +162,8 @@ def _load_text(name: str, path: Path) -> Corpus:
             relative = [file.relative_to(path).as_posix() for file in files]
             about["files"] = [{"path": p, "bytes": len(c)} for p, c in zip(relative, contents, strict=True)]
             content = b"\n".join(contents)
+        elif path.exists() and not path.is_file():
+            raise CorpusError(f"--data {path}: expected a text file or a directory, this is a device or a pipe")
         else:
             content = path.read_bytes()
     except FileNotFoundError as error:
@@ -181,7 +183,7 @@ def _load_text(name: str, path: Path) -> Corpus:
     if len(content) < 2:
         raise CorpusError(f"--data {path}: expected text, got {len(content)} bytes; give a longer text")
     # `shakespeare` is the default of the argument, so it says nothing about a file
-    label = path.name if name == "shakespeare" else name
+    label = path.resolve().name if name == "shakespeare" else name
     return _corpus(label or str(path), _cut(content, about))
 
 

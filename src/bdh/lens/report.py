@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from bdh.files import replacing_file
 from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Telling, Word, plain
 
 MAX_BYTES = 5_000_000
@@ -47,20 +47,8 @@ def write_report(inspection: Inspection, path: str | os.PathLike[str], *, comman
             f"report: expected at most {MAX_BYTES:,} bytes, got {len(page):,} for a text of {len(inspection.text):,} "
             "bytes; inspect a shorter text or fewer neurons per byte"
         )
-    if not target.parent.is_dir():
-        raise ValueError(f"report: folder {str(target.parent)!r} does not exist; create it, or choose another path")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        # mkstemp makes the file private; a report is for sharing, as far as the user's umask allows
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing_file(target) as work:
+        work.write_bytes(page)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import signal
 import threading
@@ -27,7 +28,7 @@ from bdh.train.schedule import learning_rate
 
 DENSITY_WINDOWS = 4
 SAMPLE_TOKENS = 300
-# 2^64 over the golden ratio: multiples of it spread evenly, so that no two (seed, step) share a dropout stream
+# 2^64 over the golden ratio: its multiples lie far apart, so that no two (seed, step) share a dropout stream
 _SPREAD = 0x9E3779B97F4A7C15
 
 
@@ -51,7 +52,14 @@ class Result:
     """Time spent in the optimiser steps of this call, evaluations left out."""
 
 
-def fit(model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter | None = None) -> Result:
+def fit(
+    model: BDH,
+    corpus: Corpus,
+    config: TrainConfig,
+    run: Run,
+    reporter: Reporter | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Result:
     """Train `model` on `corpus`, going on from the newest checkpoint of `run` if there is one.
 
     Data order and dropout are pure functions of (seed, step), so a resumed run takes the same steps as an
@@ -63,6 +71,7 @@ def fit(model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Rep
         config: batches, optimiser, schedule.
         run: where metrics and checkpoints go.
         reporter: what to show; None for the default.
+        facts: what else run.json should tell.
 
     Returns:
         How it ended.
@@ -71,15 +80,21 @@ def fit(model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Rep
         ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit.
         NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
     """
-    return _Training(model, corpus, config, run, reporter or Reporter()).fit()
+    training = _Training(model, corpus, config, run, reporter or Reporter())
+    if run.last is not None:
+        training.resume(run.last)
+    # only now is it known that the run may go on with these settings
+    run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
+    return training.fit()
 
 
 def pick_device(name: str) -> torch.device:
     """Return the named device, or the fastest one present for "auto"."""
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present |= {f"cuda:{i}": True for i in range(torch.cuda.device_count())}
     if name == "auto":
         return torch.device("cuda" if present["cuda"] else "mps" if present["mps"] else "cpu")
-    if not present.get(name.split(":")[0], False):
+    if not present.get(name, False):
         usable = ", ".join(kind for kind, there in present.items() if there)
         raise ValueError(f"device {name!r} is not present: expected auto or one of {usable}")
     return torch.device(name)
@@ -118,17 +133,19 @@ class _Training:
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss_of: Any = torch.compile(model) if config.compile else model
+        # the text itself counts on resume, not the name of the place it was read from
+        self.text_hashes = [hashlib.sha256(split.tobytes()).hexdigest() for split in (corpus.train, corpus.validation)]
         windows = config.eval_windows
         self.val = fixed_windows(corpus.validation, block_size=config.block_size, max_windows=windows)
         self.step = 0
+        self.saved_step = -1
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
 
     def fit(self) -> Result:
         if self.device.type == "cpu":
             keep_freed_memory()
-        if self.run.last is not None:
-            self._resume(self.run.last)
+        self.run.rewind(self.step if self.saved_step >= 0 else -1)
         probe = self.val[0][:DENSITY_WINDOWS]
         self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
         first, c = self.step, self.config
@@ -147,10 +164,12 @@ class _Training:
                     last = self.step == c.max_steps
                     improved = self._evaluate() if self.step % c.eval_interval == 0 or last else False
                     due = self.step % c.save_every == 0 or last
-                    if due or improved or stop:
+                    if due or improved:
                         self._save(best=improved)
                     if due:
                         self.run.add_sample(self.step, self._sample())
+                if stop and self.saved_step != self.step:
+                    self._save(best=False)
             finally:
                 self.reporter.stop()
         return Result(self.step, self.val_loss, self.best, stop[0] if stop else None, self.seconds)
@@ -246,14 +265,15 @@ class _Training:
             "val_loss": self.val_loss,
             "train_seconds": self.seconds,
             "train_config": self.config.to_dict(),
-            "corpus": self.corpus.info,
+            "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
         self.run.save(self.model, self.optimizer, progress, best=best)
+        self.saved_step = self.step
 
-    def _resume(self, directory: Path) -> None:
+    def resume(self, directory: Path) -> None:
         progress = restore(directory, self.model, self.optimizer)
-        if progress["corpus"] != self.corpus.info:
+        if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         for name in ("seed", "batch_size", "grad_acc_steps", "block_size"):
             before, now = progress["train_config"][name], getattr(self.config, name)
@@ -262,7 +282,7 @@ class _Training:
         self.step, self.best = progress["step"], progress["best_val_loss"]
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
-        self.run.rewind(self.step)
+        self.saved_step = self.step
 
     def _sample(self) -> str:
         newline = torch.tensor([[10]], device=self.device)
@@ -278,7 +298,7 @@ class _Training:
         """Seed the dropout of this step, and give the caller's random state back afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self.config.seed + 1) * _SPREAD * (self.step + 1) % 2**63)
+            torch.manual_seed((self.config.seed * _SPREAD + self.step) % 2**63)
             yield
 
 

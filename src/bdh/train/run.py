@@ -25,12 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdh import checkpoint
+from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
 from bdh.model import BDH
 
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
+PROGRESS_KEYS = {"step", "best_val_loss", "val_loss", "train_seconds", "train_config", "corpus", "scaler"}
 KEEP = 2
 """Newest checkpoints that stay besides the best one."""
 
@@ -73,24 +74,34 @@ def _git_hash() -> str | None:
 
 
 class Run:
-    """One training run on disk.
+    """One training run on disk. Nothing is written before `describe`.
 
     Args:
-        path: the directory; made if it does not exist.
+        path: the directory.
+
+    Raises:
+        ValueError: it holds checkpoints, but not the pointer to the last one.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        if self.last is None and any(self.checkpoints.glob("step-*")):
+            raise ValueError(
+                f"{self.checkpoints / 'last'} does not name a checkpoint beside it: write the name of the newest "
+                "step-... directory into it, or choose another directory"
+            )
+
+    def describe(self, **facts: Any) -> None:
+        """Write run.json: every command that worked on this run with its environment, and `facts` as they are now."""
+        before = read_facts(self.path)
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        history = (before["commands"] if before else []) + [{"command": command, "environment": environment()}]
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--out-dir {self.path} cannot be made ({error.strerror}): choose another") from None
-
-    def describe(self, **facts: Any) -> None:
-        """Write run.json: the exact command, the environment and `facts`."""
-        content = {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], **facts, "environment": environment()}
-        checkpoint.write_atomically(self.path / "run.json", json.dumps(content, indent=2) + "\n")
+        files.write_text(self.path / "run.json", json.dumps({**facts, "commands": history}, indent=2) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -107,18 +118,18 @@ class Run:
         file = self.path / "metrics.jsonl"
         if file.exists():
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            checkpoint.write_atomically(file, "".join(line + "\n" for line in lines))
+            files.write_text(file, "".join(line + "\n" for line in lines))
 
     def save(self, model: BDH, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, best: bool) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
         name = f"step-{progress['step']:08d}"
-        with checkpoint.replacing_directory(self.checkpoints / name) as work:
+        with files.replacing_directory(self.checkpoints / name) as work:
             checkpoint.write_model(model, work)
             save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
             (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-        checkpoint.write_atomically(self.checkpoints / "last", name + "\n")
+        files.write_text(self.checkpoints / "last", name + "\n")
         if best:
-            checkpoint.write_atomically(self.checkpoints / "best", name + "\n")
+            files.write_text(self.checkpoints / "best", name + "\n")
         pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
         for old in sorted(self.checkpoints.glob("step-*"))[:-KEEP]:
             if old not in pointed:
@@ -162,14 +173,36 @@ def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> di
     try:
         moments = load_file(directory / OPTIMIZER)
         progress: dict[str, Any] = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
+        missing = PROGRESS_KEYS - progress.keys()
+        if missing:
+            raise ValueError(f"{PROGRESS} lacks {', '.join(sorted(missing))}")
+        # before the first step the optimiser has no moments
+        for name, parameter in model.named_parameters() if progress["step"] else ():
+            state = {key: moments[f"{name}|{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+                raise ValueError(f"optimiser moments of {name} do not fit the model")
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+            }
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be resumed from ({error}): expected a training checkpoint") from None
-    for name, parameter in model.named_parameters():
-        state = {key.split("|", 1)[1]: value for key, value in moments.items() if key.startswith(name + "|")}
-        for key, value in state.items():
-            if key != "step" and value.shape != parameter.shape:
-                raise CheckpointError(f"{directory}: optimiser moments of {name} do not fit the model")
-            state[key] = value if key == "step" else value.to(parameter.device)
-        if state:
-            optimizer.state[parameter] = state
     return progress
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Return run.json of a run directory; None if there is none.
+
+    Raises:
+        ValueError: it is not what `Run.describe` writes.
+    """
+    file = path / "run.json"
+    if not file.is_file():
+        return None
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        missing = {"model", "train", "data", "commands"} - facts.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be used ({error}): the run directory is damaged") from None
+    return dict(facts)
