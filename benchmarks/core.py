@@ -48,7 +48,7 @@ def _chunked_read(q: Tensor, v: Tensor) -> Tensor:
 def attention(D: int, K: int) -> dict[str, dict[str, float]]:
     """Forward and backward of one head's read, by length."""
     rows = {}
-    for T in (D, 2 * D, 4 * D, 8 * D, 16 * D):
+    for T in (D, 2 * D, 3 * D, 4 * D, 6 * D, 8 * D, 16 * D):
         q = torch.randn(1, 1, T, K).relu().requires_grad_()
         v = torch.randn(1, T, D, requires_grad=True)
         rows[f"D={D} K={K} T={T}"] = medians(

@@ -1,12 +1,16 @@
 """Generation: the same tokens as re-reading everything, at a cost that does not grow."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdh import BDH, generate
+from bdh import BDH, BDHConfig, generate
+from bdh.data import TextDecoder
 from bdh.generate import Sampling, stream_text
+from bdh.model import evaluating
 
 PROMPT = torch.tensor([list(b"To be or not")])
 
@@ -46,13 +50,54 @@ def test_a_state_stands_for_what_was_read(tiny: BDH) -> None:
     assert torch.equal(rest, tiny.generate(PROMPT, 10, temperature=0)[0, PROMPT.shape[1] :])
 
 
-def test_training_mode_is_given_back(tiny: BDH) -> None:
-    tiny.train()
-    tokens = tiny.stream(PROMPT, 3)
-    next(tokens)
-    assert not tiny.training
-    tokens.close()
-    assert tiny.training
+class TestTrainingMode:
+    """Tokens are made without dropout; between them the model is in the caller's mode."""
+
+    def dropping(self) -> BDH:
+        config = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.5)
+        return BDH.from_seed(config, 0).train()
+
+    def test_it_is_kept_between_tokens(self) -> None:
+        model = self.dropping()
+        expected = BDH.generate(model.eval(), PROMPT, 6, temperature=0)[0, -6:].tolist()
+        said = []
+        for token in model.train().stream(PROMPT, 6, temperature=0):
+            said += token.tolist()
+            assert model.training
+            assert model.drop.training
+        assert said == expected
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_streams_may_take_turns(self, training: bool) -> None:
+        model = self.dropping()
+        model.eval()
+        alone = [model.generate(PROMPT, n, temperature=0)[0, PROMPT.shape[1] :].tolist() for n in (3, 8)]
+        model.train(training)
+        streams = [model.stream(PROMPT, n, temperature=0) for n in (3, 8)]
+        together: list[list[int]] = [[], []]
+        for _ in range(9):
+            for said, tokens in zip(together, streams, strict=True):
+                said += [token.item() for token in [next(tokens, None)] if token is not None]
+        assert together == alone
+        assert model.training == training
+
+    def test_a_mixed_mode_comes_back_as_it_was(self) -> None:
+        model = self.dropping()
+        model.drop.eval()
+        with evaluating(model):
+            assert not model.training
+            assert not torch.is_grad_enabled()
+        assert (model.training, model.drop.training, torch.is_grad_enabled()) == (True, False, True)
+        with pytest.raises(ValueError, match="token ids"), evaluating(model):
+            model(torch.tensor([[999]]))
+        assert (model.training, model.drop.training, torch.is_grad_enabled()) == (True, False, True)
+
+    def test_remembering_is_without_dropout(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(generate, "PREFILL_BLOCK", 5)
+        model = self.dropping()
+        rho = generate.remember(model, "To be or not").rho[1]
+        assert torch.equal(rho, generate.remember(model.eval(), "To be or not").rho[1])
+        assert not rho.requires_grad
 
 
 def test_no_new_tokens_is_fine(tiny: BDH) -> None:
@@ -83,6 +128,34 @@ class TestChoice:
         assert abs(seen[1].item() - 0.644 / 0.881) < 0.015
         assert self.frequencies(top_p=1e-9)[1] == 1
 
+    @pytest.mark.parametrize(
+        ("vocabulary", "options"),
+        [
+            (4, {"top_k": 3}),
+            (4, {"top_p": 0.7}),
+            (1000, {"top_k": 3}),
+            (1000, {"top_p": 2.5 / 999}),
+            (1000, {"top_k": 3, "top_p": 0.99}),
+        ],
+    )
+    def test_of_equal_tokens_the_lower_ids_stay(self, vocabulary: int, options: dict) -> None:
+        logits = torch.zeros(2000, vocabulary)
+        logits[:, 1] = -50.0
+        sampling = Sampling(seed=0, **options)
+        drawn = sampling.choose(logits, sampling.generator(torch.device("cpu")))
+        assert drawn.unique().tolist() == [0, 2, 3]
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_broken_logits_are_named(self, tiny: BDH, temperature: float, bad: float) -> None:
+        sampling = Sampling(seed=0, temperature=temperature)
+        with pytest.raises(ValueError, match="logits are not finite: the model's weights or input are broken"):
+            sampling.choose(torch.tensor([[0.0, 1.0], [bad, 0.0]]), sampling.generator(torch.device("cpu")))
+        with torch.no_grad():
+            tiny.lm_head[0, 0] = bad
+        with pytest.raises(ValueError, match="logits are not finite"):
+            tiny.generate(PROMPT, 3, temperature=temperature)
+
     @pytest.mark.parametrize("temperature", [0.0, 1e-30])
     def test_cold_is_greedy(self, temperature: float) -> None:
         assert self.frequencies(temperature=temperature)[1] == 1
@@ -109,7 +182,7 @@ class TestChoice:
 class Scripted:
     """Stands for a model that says given bytes, whatever it reads."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: bytes) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: bytes | list[int]) -> None:
         monkeypatch.setattr(
             generate, "stream", lambda *_args, **_options: iter([torch.tensor([byte]) for byte in script])
         )
@@ -125,6 +198,7 @@ class Scripted:
         ("🐉!".encode(), ["🐉", "!"]),
         (b"a\xffb", ["a", "\\xff", "b"]),
         (b"a\xe2\x82", ["a", "\\xe2\\x82"]),
+        ([97, 0xE2, 0x82, 300, 98], ["a", "\\xe2\\x82<300>", "b"]),  # no byte: shown by its number
     ],
 )
 def test_characters_come_whole(monkeypatch: pytest.MonkeyPatch, script: bytes, pieces: list[str]) -> None:
@@ -150,6 +224,22 @@ def test_empty_prompts_and_stops_are_refused(tiny: BDH) -> None:
     for stop in ([""], "end"):
         with pytest.raises(ValueError, match="non-empty strings"):
             list(stream_text(tiny, "x", 3, stop=stop))
+
+
+def test_tokens_beyond_the_bytes_do_not_stop_the_text() -> None:
+    config = BDHConfig(n_layer=1, n_embd=8, n_head=1, mlp_internal_dim_multiplier=4, vocab_size=512)
+    text = "".join(stream_text(BDH.from_seed(config, 0), "x", 60, seed=0))
+    numbers = [int(number) for number in re.findall(r"<(\d{3})>", text)]
+    assert numbers
+    assert all(256 <= number < 512 for number in numbers)
+
+
+def test_a_decoder_shows_what_is_no_byte_by_its_number() -> None:
+    decoder = TextDecoder()
+    assert decoder.push(torch.tensor([0xC3, 511, 0xC3])) == "\\xc3<511>"
+    assert decoder.push(0xA9) == "é"
+    with pytest.raises(ValueError, match=r"got -1\.\.-1"):
+        decoder.push([300, -1])
 
 
 def test_remembering_a_text_is_reading_it(tiny: BDH) -> None:

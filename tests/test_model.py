@@ -1,6 +1,8 @@
 """The model against numbers made by running the released code."""
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 
 import bdh
 from bdh import BDH, BDHConfig, ops
+from bdh.data import ByteTokenizer
 from bdh.ops import rotary
 from tolerances import CONTROL, GOLDEN_ACTIVATION, GOLDEN_GRADIENT, GOLDEN_LOGITS, GOLDEN_LOSS, SAME, error
 
@@ -41,6 +44,21 @@ def test_equals_the_released_model(name: str, dtype: torch.dtype) -> None:
         expected = numbers[key]
         ours = seen[key.removesuffix("out") + "v" if key.endswith(".out") else key]
         assert error(ours.reshape(expected.shape), expected) <= GOLDEN_ACTIVATION, key
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        expected = numbers[f"grads.{key}"]
+        assert ((parameter.grad - expected).norm() / expected.norm()).item() <= GOLDEN_GRADIENT, key
+
+
+@pytest.mark.skipif(not ops.native.available(), reason=f"native back end {ops.native.why_not}")
+@pytest.mark.parametrize("name", CASES)
+def test_the_native_training_pass_equals_the_released_model(name: str) -> None:
+    model, numbers = golden(name, torch.float32)
+    with ops.using("native"):
+        logits, loss = model.train()(numbers["idx"], numbers["targets"])
+    assert error(logits, numbers["logits"]) <= GOLDEN_LOGITS
+    assert loss is not None
+    assert error(loss, numbers["loss"]) <= GOLDEN_LOSS
     loss.backward()
     for key, parameter in model.named_parameters():
         expected = numbers[f"grads.{key}"]
@@ -94,30 +112,57 @@ class TestControls:
         assert self.logits_error(*golden("bdh_small")) <= GOLDEN_LOGITS
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_the_phases(dtype: torch.dtype) -> None:
-    """Weights rounded to half precision, but computed with exactly, bound what half precision may do."""
-    model, numbers = golden("bdh_small")
-    halved = BDH(model.config).to(dtype)
-    halved.load_state_dict(model.state_dict())
-    exact = BDH(model.config).double()
-    exact.load_state_dict(halved.state_dict())
-    idx = numbers["idx"]
-    far = [bdh.State(halved.advance(idx)[1].rho, position) for position in (0, 10**6)]
-    near_zero, at_a_million = (
-        halved.advance(idx, bdh.State(tuple(torch.zeros_like(r) for r in s.rho), s.position))[0] for s in far
-    )
-    assert near_zero.dtype == dtype
-    expected = exact(idx)[0]
-    assert error(near_zero, expected) <= SAME[dtype]
-    assert error(at_a_million, expected) <= SAME[dtype]
+class TestHalfPrecision:
+    """Over a long text: half precision rounds activations, never the frequencies, whose error grows with distance."""
 
+    idx = torch.randint(0, 256, (1, 1024), generator=torch.Generator().manual_seed(0))
 
-def test_autocast_keeps_the_phases() -> None:
-    model, numbers = golden("bdh_small", torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(numbers["idx"])[0]
-    assert error(logits, numbers["logits"]) <= SAME[torch.bfloat16]
+    @pytest.fixture
+    def model(self, tiny: BDH) -> BDH:
+        model = BDH(replace(tiny.config, n_layer=2)).eval()
+        model.load_state_dict(tiny.state_dict())
+        return model
+
+    @pytest.fixture
+    def round_frequencies(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[torch.dtype], None]]:
+        exact = rotary.frequencies
+
+        def switch(dtype: torch.dtype) -> None:
+            rotary._rotation.cache_clear()
+            monkeypatch.setattr(rotary, "frequencies", lambda K: exact(K).to(dtype).double())
+
+        yield switch
+        rotary._rotation.cache_clear()
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_casting_the_model_keeps_the_phases(self, model: BDH, dtype: torch.dtype, round_frequencies) -> None:
+        """Weights rounded to half precision, but computed with exactly, bound what half precision may do."""
+        model = model.to(dtype)
+        exact = BDH(model.config).double().eval()
+        exact.load_state_dict(model.state_dict())
+        expected = exact(self.idx)[0]
+        c = model.config
+        empty = (torch.zeros(1, c.n_head, c.neurons_per_head, c.n_embd),) * c.n_layer
+        assert model(self.idx)[0].dtype == dtype
+        assert error(model(self.idx)[0], expected) <= SAME[dtype]
+        assert error(model.advance(self.idx, bdh.State(empty, 10**6))[0], expected) <= SAME[dtype]
+        round_frequencies(dtype)
+        assert error(model(self.idx)[0], expected) > SAME[dtype]
+
+    @torch.no_grad()
+    def test_autocast_keeps_the_phases(self, model: BDH, round_frequencies) -> None:
+        expected = BDH(model.config).double().eval()
+        expected.load_state_dict(model.state_dict())
+        logits = expected(self.idx)[0]
+
+        def autocast_error() -> float:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return error(model(self.idx)[0], logits)
+
+        assert autocast_error() <= SAME[torch.bfloat16]
+        round_frequencies(torch.bfloat16)
+        assert autocast_error() > SAME[torch.bfloat16]
 
 
 @pytest.mark.parametrize("position", [1, 4096, 10**6 + 1, 10**8])
@@ -148,6 +193,18 @@ def test_ignored_targets_do_not_count(tiny: BDH) -> None:
     assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits[0, kept], targets[0, kept]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_of_a_half_model_is_taken_in_float32(tiny: BDH, dtype: torch.dtype) -> None:
+    idx = torch.arange(200)[None]
+    logits, loss = tiny.to(dtype)(idx, idx.flip(1))
+    assert logits.dtype == dtype
+    assert loss.dtype == torch.float32
+    wide = torch.nn.functional.cross_entropy(logits[0].float(), idx[0].flip(0))
+    half = torch.nn.functional.cross_entropy(logits[0], idx[0].flip(0))
+    assert error(loss, wide) <= 1e-6
+    assert error(half, wide) > 1e-5
+
+
 def test_same_seed_same_weights() -> None:
     config = BDHConfig(n_layer=1, n_embd=8, n_head=1, mlp_internal_dim_multiplier=4)
     before = torch.random.get_rng_state()
@@ -175,6 +232,14 @@ class TestResizeVocab:
         assert torch.equal(tiny(idx)[0], before[..., :40])
         with pytest.raises(ValueError, match=r"expected 0\.\.39, got 40\.\.40"):
             tiny(torch.tensor([[40]]))
+
+    @pytest.mark.parametrize("frozen", ["embed", "lm_head", "both", "none"])
+    def test_what_was_frozen_stays_frozen(self, tiny: BDH, frozen: str) -> None:
+        tiny.embed.weight.requires_grad_(frozen not in ("embed", "both"))
+        tiny.lm_head.requires_grad_(frozen not in ("lm_head", "both"))
+        tiny.resize_vocab(300)
+        assert tiny.embed.weight.requires_grad == (frozen not in ("embed", "both"))
+        assert tiny.lm_head.requires_grad == (frozen not in ("lm_head", "both"))
 
     def test_nonsense_is_refused_and_changes_nothing(self, tiny: BDH) -> None:
         with pytest.raises(ValueError, match="vocab_size=0"):
@@ -207,6 +272,22 @@ def test_sparse_activations_are_the_recorded_ones(tiny: BDH) -> None:
         assert sparse.is_sparse
         assert torch.equal(sparse.to_dense()[0, 3, 64 + 5], dense[0, 1, 3, 5])  # global id = head * K + k
         assert sparse.values().numel() == (dense > 0).sum()
+
+
+def test_sparse_activations_are_without_dropout() -> None:
+    model = BDH.from_seed(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.5), 0)
+    one = model.train().get_sparse_activations("The dragon")[1].to_dense()
+    assert model.training
+    assert torch.equal(one, model.eval().get_sparse_activations("The dragon")[1].to_dense())
+    assert not model.training
+
+
+def test_stray_bytes_of_a_command_line_are_read_and_other_surrogates_refused(tiny: BDH) -> None:
+    stray = b"a\xff\xc3\xa9".decode("utf-8", errors="surrogateescape")
+    assert tiny.as_ids(stray).tolist() == [[97, 255, 195, 169]]
+    assert torch.equal(tiny.as_ids(stray)[0], torch.tensor(ByteTokenizer().encode(stray), dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at character 1; remove it"):
+        tiny.as_ids("a\ud800")
 
 
 def test_text_needs_a_byte_vocabulary() -> None:

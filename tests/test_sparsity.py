@@ -20,6 +20,31 @@ def test_matches_sorting_with_ties_by_index(row: list[float], data: st.DataObjec
     assert k_winners(torch.tensor(row), k).tolist() == slow_k_winners(row, k)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiling", [False, True])  # the form for accelerators and the compiler
+def test_rows_with_and_without_ties_together(
+    dtype: torch.dtype, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 1].round_()
+    x[1, 2] = 1.0
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    for k in (1, 13, 63, 64):
+        rows = [slow_k_winners(row, k) for row in x.flatten(0, 1).tolist()]
+        assert k_winners(x, k).flatten(0, 1).tolist() == rows
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_nan_is_not_hidden(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    nan = float("nan")
+    x = torch.tensor([[1.0, nan, 2.0, 3.0], [nan] * 4, [nan, nan, 0.0, 1.0], [1.0, 4.0, 2.0, 3.0]])
+    for k in (1, 2, 3, 4):
+        y = k_winners(x, k)
+        assert torch.equal(y.isnan(), x.isnan())
+        assert y[3].tolist() == slow_k_winners(x[3].tolist(), k)
+
+
 def test_gradient_flows_through_the_winners_only() -> None:
     x = torch.tensor([3.0, -1.0, 2.0, 2.0, 5.0], requires_grad=True)
     k_winners(x, 3).sum().backward()

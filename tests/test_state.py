@@ -114,11 +114,24 @@ def test_a_forked_state_continues_both_ways() -> None:
 @torch.no_grad()
 def test_state_moves_between_types_and_files(tmp_path) -> None:
     _, state = MODELS[0].advance(text(2, 10))
-    back = bdh.load_state(bdh.save_state(state, tmp_path / "deep" / "memory.safetensors"))
+    back = bdh.load_state(bdh.save_state(state, tmp_path / "memory.safetensors"))
     assert back.position == 10
     assert all(torch.equal(a, b) for a, b in zip(back.rho, state.rho, strict=True))
     assert state.to(dtype=torch.float64).rho[0].dtype == torch.float64
     assert state.nbytes == 3 * 2 * 2 * 64 * 16 * 4
+
+
+@torch.no_grad()
+def test_a_state_stored_in_half_precision_stays_so_and_is_read_in_float32() -> None:
+    idx = text(2, 20)
+    _, state = MODELS[0].advance(idx[:, :10])
+    stored = state.to(dtype=torch.bfloat16)
+    logits, after = MODELS[0].advance(idx[:, 10:], stored)
+    exact, wide = MODELS[0].advance(idx[:, 10:], stored.to(dtype=torch.float32))
+    assert after.rho[0].dtype == torch.bfloat16
+    assert error(logits, exact) <= SAME[torch.float32]
+    for mine, theirs in zip(after.rho, wide.rho, strict=True):
+        assert error(mine, theirs) <= 2**-8
 
 
 def test_size_does_not_depend_on_what_was_read() -> None:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from bdh import __version__, checkpoint, lens
+from bdh import __version__, checkpoint, lens, ops
 from bdh import generate as generation
 from bdh.config import BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus, load_corpus
@@ -238,13 +238,13 @@ def doctor(json: bool = False) -> int:
     Args:
         json: print as JSON.
     """
-    facts = environment()
+    facts = environment() | {"training on CPU": ops.levels_path()}
     if json:
         print(_json(facts))
         return 0
     for name, value in facts.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:9} {shown}")
+        print(f"{name:18} {shown}")
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bdh.data import TextDecoder
-from bdh.model import BDH, State
+from bdh.model import BDH, State, evaluating
 
 PREFILL_BLOCK = 512
 """Prompt tokens read at once; bounds the memory of the activations, not the result."""
@@ -31,9 +31,9 @@ class Sampling:
     temperature: float = 1.0
     """Divides the logits; 0 always takes the most likely token."""
     top_k: int | None = None
-    """Choose among the k most likely tokens only."""
+    """Choose among the k most likely tokens only, exactly k of them; of equal ones the lower ids."""
     top_p: float | None = None
-    """Choose among the fewest tokens whose probabilities sum to at least p."""
+    """Choose among the fewest tokens whose probabilities sum to at least p; of equal ones the lower ids."""
     seed: int | None = None
     """Seed of the choices; None draws a fresh one."""
 
@@ -55,32 +55,46 @@ class Sampling:
         return generator
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a token (B,) for each row of logits (B, V)."""
+        """Return a token (B,) for each row of logits (B, V).
+
+        Raises:
+            ValueError: a logit is NaN or infinite.
+
+        Examples:
+            >>> Sampling(temperature=0).choose(torch.tensor([[0.0, 2.0, 1.0]]), torch.Generator()).tolist()
+            [1]
+        """
+        if not bool(logits.isfinite().all()):
+            raise ValueError("logits are not finite: the model's weights or input are broken")
         if self.temperature == 0:
             return logits.argmax(-1)
         # subtracting the maximum first keeps a tiny temperature from overflowing
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
+            logits = logits.scatter(-1, _ranked(logits)[1][:, self.top_k :], -math.inf)
         probabilities = logits.softmax(-1)
         if self.top_p is not None and self.top_p < 1:
             probabilities = _nucleus(probabilities, self.top_p)
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
+def _ranked(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort falling and return (values, ids); equal entries in the order of their ids, on every device."""
+    values, ids = x.sort(dim=-1, descending=True, stable=True)
+    return values, ids
+
+
 def _nucleus(probabilities: Tensor, p: float) -> Tensor:
     """Zero all but the most likely tokens that together reach p; the most likely one always stays."""
-    sorted_p, order = probabilities.sort(dim=-1, descending=True)
+    sorted_p, order = _ranked(probabilities)
     before = sorted_p.cumsum(-1) - sorted_p
     kept = sorted_p.masked_fill(before >= p, 0.0)
     return torch.zeros_like(probabilities).scatter(-1, order, kept)
 
 
-@torch.no_grad()
 def prefill(model: BDH, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-    """Read a prompt of any length in bounded memory.
+    """Read a prompt of any length in bounded memory, without dropout or gradients.
 
     Args:
         model: the model.
@@ -90,15 +104,17 @@ def prefill(model: BDH, idx: Tensor, state: State | None = None) -> tuple[Tensor
     Returns:
         Logits (B, V) after the last token, and the state.
     """
-    logits, owned = model.advance(idx[:, :PREFILL_BLOCK], state)
+    with evaluating(model):
+        logits, owned = model.advance(idx[:, :PREFILL_BLOCK], state)
     for start in range(PREFILL_BLOCK, idx.shape[1], PREFILL_BLOCK):
         logits, owned = step(model, idx[:, start : start + PREFILL_BLOCK], owned)
     return logits[:, -1], owned
 
 
 def step(model: BDH, idx: Tensor, state: State) -> tuple[Tensor, State]:
-    """`model.advance` for a state that the caller gives away: its memory is reused, so that no copy is made."""
-    logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
+    """Advance without dropout or gradients; the caller gives the state away and its memory is reused, not copied."""
+    with evaluating(model):
+        logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
     assert after is not None
     return logits, after
 
@@ -117,7 +133,8 @@ def stream(
     """Yield `max_new_tokens` tokens after the prompt, each as it is chosen, at a cost independent of the position.
 
     Args:
-        model: the model; dropout is off while tokens are made.
+        model: the model; dropout is off while a token is made, and between tokens the mode is the caller's, so that
+            several streams of one model, or a training step, may take turns.
         idx: (B, T) prompts of equal length.
         max_new_tokens: how many to make.
         temperature: see `Sampling`.
@@ -130,7 +147,8 @@ def stream(
         The next token of each sequence, (B,).
 
     Raises:
-        ValueError: a sampling value is not usable (at the call), or the prompt is not (at the first token).
+        ValueError: a sampling value is not usable (at the call), the prompt is not (at the first token), or the
+            logits are not finite (at any token).
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if max_new_tokens < 0:
@@ -138,21 +156,15 @@ def stream(
     return _stream(model, idx, max_new_tokens, sampling, state)
 
 
-@torch.no_grad()
 def _stream(model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None) -> Iterator[Tensor]:
     generator = sampling.generator(idx.device)
-    was_training = model.training
-    model.eval()
-    try:
-        logits, state = prefill(model, idx, state)
-        for made in range(max_new_tokens):
-            token = sampling.choose(logits, generator)
-            yield token
-            if made + 1 < max_new_tokens:
-                all_logits, state = step(model, token[:, None], state)
-                logits = all_logits[:, -1]
-    finally:
-        model.train(was_training)
+    logits, state = prefill(model, idx, state)
+    for made in range(max_new_tokens):
+        token = sampling.choose(logits, generator)
+        yield token
+        if made + 1 < max_new_tokens:
+            all_logits, state = step(model, token[:, None], state)
+            logits = all_logits[:, -1]
 
 
 def generate(model: BDH, idx: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -182,14 +194,14 @@ def stream_text(
     """Yield the continuation of a text by a byte model, in pieces that are whole characters.
 
     Args:
-        model: a model with a byte vocabulary.
+        model: a model whose first 256 tokens are the bytes.
         prompt: what to continue; at least one byte.
         max_new_tokens: how many bytes to make.
         stop: the text ends before the first of these strings.
         **options: as in `stream`.
 
     Yields:
-        Text. Bytes that are not valid UTF-8 appear as \\xNN.
+        Text. Bytes that are not valid UTF-8 appear as \\xNN, tokens that are no bytes as <300>.
 
     Raises:
         ValueError: an empty prompt or stop string, or a value that `stream` refuses.

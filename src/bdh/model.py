@@ -81,6 +81,34 @@ class State:
         return replace(self, rho=tuple(rho[index] for rho in self.rho))
 
 
+class evaluating:  # noqa: N801 - used as a verb, like torch.no_grad
+    """Switch dropout and gradients off inside a `with`; afterwards every part is in the mode that it came in.
+
+    Examples:
+        >>> model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> with evaluating(model):
+        ...     model.training, torch.is_grad_enabled()
+        (False, False)
+        >>> model.training, torch.is_grad_enabled()
+        (True, True)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> None:
+        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
+        self._no_grad.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._no_grad.__exit__(*error)
+        # one by one: the caller may have put a part into another mode than the whole
+        for module, mode in self._modes:
+            module.training = mode
+
+
 class BDH(nn.Module):
     """A Baby Dragon Hatchling language model, equal to the released one.
 
@@ -184,19 +212,25 @@ class BDH(nn.Module):
 
         With `owns_state` the caller gives `state` away and its memory is written to.
         """
-        tap = tap or _no_tap
         self._check_ids(idx)
         if state is not None:
             self._check_state(state, idx.shape[0])
         position = state.position if state is not None else 0
-        turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
-        v = tap("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
-        rhos = []
-        for level in range(self.config.n_layer):
-            rho = state.rho[level] if state is not None else None
-            v, rho = self._layer(v, rho, turn, partial(_tap_level, tap, level), wants_state, owns_state)
-            rhos.append(rho)
-        logits = tap("logits", v @ self.lm_head)  # (B, T, V)
+        listen = tap or _no_tap
+        v = listen("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
+        rhos: list[Tensor | None] = []
+        # what is looked at, in eval mode, is always composed: recording it changes not even the rounding
+        trains = self.training and tap is None and not wants_state
+        if trains and ops.levels_backend(v, sparsity=self.config.sparsity) == "native":
+            c = self.config
+            v = ops.levels(v, self.encoder, self.encoder_v, self.decoder, n_layer=c.n_layer, dropout=c.dropout)
+        else:
+            turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
+            for level in range(self.config.n_layer):
+                rho = state.rho[level] if state is not None else None
+                v, rho = self._layer(v, rho, turn, partial(_tap_level, listen, level), wants_state, owns_state)
+                rhos.append(rho)
+        logits = listen("logits", v @ self.lm_head)  # (B, T, V)
         after = State(tuple(rho for rho in rhos if rho is not None), position + idx.shape[1]) if wants_state else None
         return logits, after
 
@@ -238,9 +272,8 @@ class BDH(nn.Module):
 
         return stream(self, idx, max_new_tokens, **sampling)
 
-    @torch.no_grad()
     def get_sparse_activations(self, text_or_idx: str | bytes | Tensor) -> list[Tensor]:
-        """Return which neurons fire, and how strongly, at each token of each level.
+        """Return which neurons fire, and how strongly, at each token of each level; dropout is off.
 
         Args:
             text_or_idx: text (read as UTF-8 bytes) or token ids (B, T).
@@ -261,35 +294,51 @@ class BDH(nn.Module):
                 seen.append(tensor.transpose(1, 2).flatten(2).to_sparse())
             return tensor
 
-        self(idx, tap=keep)
+        with evaluating(self):
+            self(idx, tap=keep)
         return seen
 
     def resize_vocab(self, new_size: int) -> None:
         """Grow or shrink the vocabulary in place; rows that exist in both sizes keep their weights.
 
+        Frozen parameters stay frozen, their new rows too.
         An optimiser made before this call holds the old parameters: make a new one.
         """
         config = replace(self.config, vocab_size=new_size)
         kept = min(new_size, self.config.vocab_size)
-        embed, lm_head = self.embed.weight.data, self.lm_head.data
+        embed, lm_head = self.embed.weight, self.lm_head
         self.embed = nn.Embedding(new_size, config.n_embd, device=embed.device, dtype=embed.dtype)
-        self.lm_head = nn.Parameter(lm_head.new_empty(config.n_embd, new_size))
-        for parameter in (self.embed.weight, self.lm_head):
-            nn.init.normal_(parameter, std=INIT_STD)
-        self.embed.weight.data[:kept] = embed[:kept]
-        self.lm_head.data[:, :kept] = lm_head[:, :kept]
+        self.lm_head = nn.Parameter(lm_head.data.new_empty(config.n_embd, new_size))
+        for new, old in ((self.embed.weight, embed), (self.lm_head, lm_head)):
+            nn.init.normal_(new, std=INIT_STD)
+            new.requires_grad_(old.requires_grad)
+        self.embed.weight.data[:kept] = embed.data[:kept]
+        self.lm_head.data[:, :kept] = lm_head.data[:, :kept]
         self.config = config
 
     # --- checks ---------------------------------------------------------------------------------------------
 
     def as_ids(self, text_or_idx: str | bytes | Tensor) -> Tensor:
-        """Return the UTF-8 bytes of a text as token ids (1, T) on the model's device; ids pass through."""
+        """Return the UTF-8 bytes of a text as token ids (1, T) on the model's device; ids pass through.
+
+        Bytes of a command line that are not UTF-8, which Python holds as surrogates, count as the bytes they were.
+
+        Raises:
+            ValueError: no byte vocabulary, or a lone surrogate, which has no bytes.
+        """
         if isinstance(text_or_idx, Tensor):
             return text_or_idx
         if self.config.vocab_size < 256:
             raise ValueError(f"text needs a byte vocabulary of 256, this model has {self.config.vocab_size}: pass ids")
-        data = text_or_idx.encode() if isinstance(text_or_idx, str) else text_or_idx
-        return torch.tensor([list(data)], dtype=torch.int64, device=self.encoder.device)
+        if isinstance(text_or_idx, str):
+            try:
+                text_or_idx = text_or_idx.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"text: expected valid Unicode, got the lone surrogate {text_or_idx[error.start]!a} at character "
+                    f"{error.start}; remove it, or pass bytes"
+                ) from error
+        return torch.tensor([list(text_or_idx)], dtype=torch.int64, device=self.encoder.device)
 
     def _check_ids(self, idx: Tensor) -> None:
         if idx.ndim != 2 or idx.numel() == 0 or idx.dtype not in (torch.int64, torch.int32):

@@ -23,10 +23,12 @@ def ids(*shape: int, seed: int = 1) -> torch.Tensor:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 3))
 def test_recording_changes_no_logit(batch: int, length: int, n_layer: int) -> None:
-    model, idx = tiny(n_layer=n_layer), ids(batch, length)
+    model, idx = tiny(n_layer=n_layer).eval(), ids(batch, length)
     logits, trace = record(model, idx, "*")
     assert torch.equal(logits, model(idx)[0])
     assert torch.equal(trace["logits"], logits)
+    # a training pass may take the fast kernels, which round differently
+    torch.testing.assert_close(logits, model.train()(idx)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_known_names_are_the_names_the_model_calls() -> None:

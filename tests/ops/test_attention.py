@@ -101,6 +101,57 @@ def test_half_precision_sums_in_float32() -> None:
     assert torch.equal(rho, under_autocast)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("T", [1, 40])
+@pytest.mark.parametrize("backend", ["auto", "reference", "chunked"])
+def test_a_state_stored_in_half_is_rounded_once_per_call(
+    dtype: torch.dtype, T: int, backend: ops.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "BLOCK", 1)  # a sum in half precision would round 40 times
+    q, v, rho = (t.detach() for t in example(T, dtype))
+    a, after = ops.linear_attention(q, v, rho, backend=backend)
+    exact_a, exact = reference.linear_attention(q.double(), v.double(), rho.double())
+    assert (a.dtype, after.dtype) == (dtype, dtype)
+    once = error(exact.to(dtype), exact)
+    assert error(after, exact) <= 1.01 * once
+    assert error(a, exact_a) <= 1.01 * error(exact_a.to(dtype), exact_a)
+    if T > 1:
+        in_half = parallel.chunked(q, v, rho)[1]
+        assert error(in_half, exact) > 2 * once
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_long_half_precision_reads_sum_in_float32(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "BLOCK", 2)
+    q, v, _ = (t.detach() for t in example(200, torch.bfloat16))
+    exact = reference.quadratic_attention(q.double(), v.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        got = ops.attention_read(q, v, backend="chunked")
+        in_half = parallel.chunked(q, v, None)[0]
+    assert got.dtype == torch.bfloat16
+    once = error(exact.bfloat16(), exact)
+    assert error(got, exact) <= 1.01 * once
+    assert error(in_half, exact) > 2 * once
+
+
+@pytest.mark.parametrize(("beyond", "expected"), [(0, "dense"), (1, "chunked")])
+def test_auto_takes_the_form_that_is_faster_at_this_length(
+    beyond: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    for name in ("dense", "chunked"):
+        form = getattr(parallel, name)
+
+        def spy(*args, name=name, form=form, **options):
+            taken.append(name)
+            return form(*args, **options)
+
+        monkeypatch.setattr(parallel, name, spy)
+    q, v, _ = example(ops.CROSSOVER * 5 + beyond)  # D = 5
+    ops.attention_read(q, v)
+    assert taken == [expected]
+
+
 def test_the_stateless_form_is_refused_for_state() -> None:
     q, v, rho = example(3)
     with pytest.raises(ValueError, match="keeps no state"):

@@ -29,6 +29,19 @@ def test_phases_are_exact_at_any_position(position: int) -> None:
         assert abs(turn[0, pair].item() - exact_turn(position, pair)) < 2e-8
 
 
+def test_only_tables_that_are_asked_for_again_are_kept() -> None:
+    like = torch.zeros(())
+    rotary._rotation.cache_clear()
+    training = rotary.rotation(K, 0, 64, like)
+    for position in range(1, 20):  # a generation between two steps
+        rotary.rotation(K, position, 1, like)
+    rotary.rotation(K, 0, 5, like)
+    assert rotary.rotation(K, 0, 64, like) is training
+    for length in range(6, 20):
+        rotary.rotation(K, 0, length, like)
+    assert rotary._rotation.cache_info().currsize <= 2
+
+
 def test_float32_phases_would_be_wrong_there() -> None:
     position = 10**8 + 1
     rounded = (torch.tensor(float(position)) * rotary.frequencies(K).float()).frac() * 2 * math.pi

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -61,24 +62,44 @@ class ByteTokenizer:
             ValueError: `ids` is not one-dimensional, not of integers, or out of range.
         """
         decoder = TextDecoder()
-        return decoder.push(ids) + decoder.flush()
+        return decoder.push(_to_bytes(ids)) + decoder.flush()
 
 
 class TextDecoder:
     r"""Decode a stream of ids: a character is given out when all of its bytes are there, and never a broken one.
 
+    It is for showing what a model says. A model of a larger vocabulary may say tokens that are no bytes: they appear
+    by their number, as `<300>`.
+
     Examples:
         >>> decoder = TextDecoder()
         >>> decoder.push(195), decoder.push([169, 33]), decoder.push([226, 130]), decoder.flush()
         ('', 'é!', '', '\\xe2\\x82')
+        >>> decoder.push([104, 300, 105])
+        'h<300>i'
     """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
 
     def push(self, ids: Ids) -> str:
-        """Take ids (one, or `(T,)`) and return the text that is complete by now; raises as `ByteTokenizer.decode`."""
-        return self._decoder.decode(_to_bytes(ids))
+        """Take ids and return the text that is complete by now.
+
+        Args:
+            ids: one id or `(T,)`, integers >= 0; above 255 they end an unfinished character.
+
+        Raises:
+            ValueError: `ids` is not one-dimensional, not of integers, or negative.
+        """
+        if isinstance(ids, bytes):
+            return self._decoder.decode(ids)
+        text = ""
+        for beyond, run in groupby(_to_integers(ids).tolist(), lambda token: token > 255):
+            if beyond:
+                text += self.flush() + "".join(f"<{token}>" for token in run)
+            else:
+                text += self._decoder.decode(_to_bytes(list(run)))
+        return text
 
     def flush(self) -> str:
         r"""Return what an unfinished character has left, as `\xNN`, and start anew."""
@@ -91,17 +112,21 @@ def _to_bytes(ids: Ids) -> bytes:
     """Check ids and turn them into bytes."""
     if isinstance(ids, bytes):
         return ids
-    # tolist: what NumPy arrays and torch tensors, those of an accelerator too, have in common
-    array = np.atleast_1d(np.asarray(ids.tolist() if hasattr(ids, "tolist") else ids))
-    if array.ndim != 1:
-        raise ValueError(f"ids must be one sequence (T,), got shape {array.shape}; decode the rows one by one")
-    if array.size == 0:
-        return b""
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"ids must be integers, got {array.dtype}; pass token ids, not logits or text")
-    if array.min() < 0 or array.max() > 255:
+    array = _to_integers(ids)
+    if array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError(
             f"ids must be bytes, 0..255, got {array.min()}..{array.max()}; a model of a larger vocabulary needs "
             "the tokenizer it was trained with"
         )
     return array.astype(np.uint8).tobytes()
+
+
+def _to_integers(ids: Ids) -> npt.NDArray[Any]:
+    """Check that ids are one sequence of integers."""
+    # tolist: what NumPy arrays and torch tensors, those of an accelerator too, have in common
+    array = np.atleast_1d(np.asarray(ids.tolist() if hasattr(ids, "tolist") else ids))
+    if array.ndim != 1:
+        raise ValueError(f"ids must be one sequence (T,), got shape {array.shape}; decode the rows one by one")
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"ids must be integers, got {array.dtype}; pass token ids, not logits or text")
+    return array

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from bdh.config import BDHConfig
-from bdh.lens.record import evaluating
-from bdh.model import BDH
+from bdh.model import BDH, evaluating
 
 Density = dict[str, list[float]]
 """Fraction of entries > 0 per level, by "x", "y" and "xy"."""

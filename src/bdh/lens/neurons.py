@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bdh.lens.density import Density, DensityTap, init_density
 from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Pair, Raster, Telling, Word, readable
-from bdh.lens.record import check_signal, evaluating
-from bdh.model import BDH
+from bdh.lens.record import check_signal
+from bdh.model import BDH, evaluating
 
 Rank = Literal["z", "activation"]
 Ids = bytes | npt.NDArray[Any] | Tensor

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -95,7 +94,8 @@ def names_of(model: BDH) -> tuple[str, ...]:
 def record(model: BDH, idx: Tensor, names: str | Sequence[str] = ("layers.*.x_sparse",)) -> tuple[Tensor, Trace]:
     """Run the model once, without gradients, and keep the named tensors; the logits are those of `model(idx)`.
 
-    The model runs in the mode it is in: in training mode the dropout is on.
+    The model runs in the mode it is in: in training mode the dropout is on, and `model(idx)` may take fast kernels
+    whose rounding differs; in eval mode the logits are the same bit for bit.
 
     Args:
         model: the model; it is not changed.
@@ -126,18 +126,6 @@ def record(model: BDH, idx: Tensor, names: str | Sequence[str] = ("layers.*.x_sp
     logits, _ = model(idx, tap=keep)
     assert seen.keys() == wanted, f"the model never made {sorted(wanted - seen.keys())}"
     return logits, Trace(seen)
-
-
-@contextmanager
-def evaluating(model: BDH) -> Iterator[None]:
-    """Switch gradients and dropout off, and leave the model in the mode it came in."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def check_signal(signal: str) -> None:

@@ -5,19 +5,36 @@ Shapes: B batch, H heads, T tokens, K neurons per head, D embedding.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from bdh.ops import parallel, reference
+from bdh.ops import native, parallel, reference
+from bdh.ops.native import levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
-__all__ = ["attention_read", "frequencies", "linear_attention", "rotate", "rotation"]
+__all__ = [
+    "attention_read",
+    "frequencies",
+    "levels",
+    "levels_backend",
+    "levels_path",
+    "linear_attention",
+    "rotate",
+    "rotation",
+    "using",
+]
 
 Backend = Literal["auto", "reference", "dense", "chunked"]
+LevelsBackend = Literal["auto", "native", "composed"]
 
-CROSSOVER = 4
+_levels_choice: ContextVar[LevelsBackend] = ContextVar("levels backend", default="auto")
+
+CROSSOVER = 2
 """The quadratic form is the faster one up to T = CROSSOVER * D (measured: docs/LOG.md)."""
 
 
@@ -43,7 +60,7 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
         return reference.quadratic_attention(q, v)
     if backend == "dense" or (backend == "auto" and q.shape[2] <= CROSSOVER * v.shape[-1]):
         return parallel.dense(q, v)
-    return parallel.chunked(q, v, None)[0]
+    return linear_attention(q, v, backend="chunked")[0]
 
 
 def linear_attention(
@@ -61,18 +78,93 @@ def linear_attention(
         owns_rho: the caller gives its state away, so its memory may be written to. Otherwise it is not touched.
 
     Returns:
-        a (B, H, T, D) and the new state (B, H, K, D), in the dtype of `rho` (float32 at least).
+        a (B, H, T, D) in the dtype of `q`, and the new state (B, H, K, D). All is computed in float32 at least, under
+        autocast too. A new state has that dtype; a given one keeps its own, so a state stored in half precision
+        (`State.to`) is rounded once at the end of each call: token by token its sums lose more than in one call.
     """
     if backend == "dense":
         raise ValueError("backend='dense' keeps no state: expected 'auto', 'reference' or 'chunked'")
-    # sums over a whole stream are kept in float32 at least, under autocast too
-    wide = rho.dtype if rho is not None else torch.promote_types(q.dtype, torch.float32)
+    wide = torch.promote_types(q.dtype if rho is None else rho.dtype, torch.float32)
+    stored = wide if rho is None else rho.dtype
     with torch.autocast(q.device.type, enabled=False):
         args = q.to(wide), v.to(wide)
+        before = None if rho is None else rho.to(wide)
         if backend == "reference":
-            a, rho = reference.linear_attention(*args, rho)
-        elif q.shape[2] == 1 and rho is not None:
-            a, rho = parallel.step(*args, rho, owns_rho=owns_rho)
+            a, after = reference.linear_attention(*args, before)
+        elif q.shape[2] == 1 and before is not None:
+            a, after = parallel.step(*args, before, owns_rho=owns_rho)
         else:
-            a, rho = parallel.chunked(*args, rho, owns_rho=owns_rho)
-    return a.to(q.dtype), rho
+            a, after = parallel.chunked(*args, before, owns_rho=owns_rho)
+    return a.to(q.dtype), after.to(stored)
+
+
+@contextmanager
+def using(backend: LevelsBackend) -> Iterator[None]:
+    """Choose how training passes are computed inside a `with`, for tests and comparisons.
+
+    Args:
+        backend: "native" (all levels in one call of the C++ kernels), "composed" (operation by operation in PyTorch),
+            or "auto" (native wherever it can).
+
+    Raises:
+        ValueError: another name.
+
+    Examples:
+        >>> with using("composed"):
+        ...     levels_backend(torch.zeros(1), sparsity=None)
+        'composed'
+    """
+    if backend not in get_args(LevelsBackend):
+        raise ValueError(f"backend {backend!r}: expected one of {', '.join(get_args(LevelsBackend))}")
+    token = _levels_choice.set(backend)
+    try:
+        yield
+    finally:
+        _levels_choice.reset(token)
+
+
+def levels_backend(like: Tensor, *, sparsity: float | None) -> Literal["native", "composed"]:
+    """Return how a training pass, from an empty state and tapped by nobody, is computed.
+
+    Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Composed: everything else.
+
+    Args:
+        like: a tensor of the pass.
+        sparsity: the model's k-winners target.
+
+    Raises:
+        ValueError: native was asked for by `using`, and cannot be.
+    """
+    choice = _levels_choice.get()
+    if choice == "composed":
+        return "composed"
+    reason = why_composed(like, sparsity=sparsity)
+    if reason and choice == "native":
+        raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
+    return "composed" if reason else "native"
+
+
+def why_composed(like: Tensor, *, sparsity: float | None = None) -> str | None:
+    """Return why the native back end does not take a pass; None where it does."""
+    if like.device.type != "cpu":
+        return f"the tensors are on {like.device.type}, the kernels run on a CPU"
+    if not native.available():
+        return native.why_not
+    if torch.is_autocast_enabled("cpu") or like.dtype != torch.float32:
+        return "the kernels compute in float32 alone"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot look into it"
+    return None if sparsity is None else "k winners take all is not in the kernels"
+
+
+def levels_path(like: Tensor | None = None, *, sparsity: float | None = None) -> str:
+    """Say in one line which path a training pass takes, and why; without arguments, one in float32 on this CPU.
+
+    Examples:
+        >>> levels_path(torch.zeros((), dtype=torch.float64))
+        'PyTorch operations (no native kernels: the kernels compute in float32 alone)'
+    """
+    reason = why_composed(torch.zeros(()) if like is None else like, sparsity=sparsity)
+    if reason:
+        return f"PyTorch operations (no native kernels: {reason})"
+    return f"native {native.instruction_set()} kernels on {torch.get_num_threads()} threads"

@@ -49,12 +49,20 @@ def rotation(neurons_per_head: int, start: int, length: int, like: Tensor) -> Te
         (T, K/2) complex.
     """
     dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
-    return _rotation(neurons_per_head, start, length, like.device, dtype)
+    if start == 0:
+        return _rotation(neurons_per_head, length, like.device, dtype)
+    # inside a text no table is asked for twice: keeping it would only push out one that is
+    return _table(neurons_per_head, start, length, like.device, dtype)
 
 
-# a training run asks for the same table at every step, a generation for a new one-row table each time
-@lru_cache(maxsize=8)
-def _rotation(neurons_per_head: int, start: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+# training asks for the same table at every step, validation between them for another length at most; each may be
+# large (128 MiB at K = 8192, T = 4096)
+@lru_cache(maxsize=2)
+def _rotation(neurons_per_head: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _table(neurons_per_head, 0, length, device, dtype)
+
+
+def _table(neurons_per_head: int, start: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # built on the CPU: some accelerators have no float64. Inference tensors could not be reused in training
     with torch.inference_mode(False):
         positions = torch.arange(start, start + length, dtype=torch.float64)[:, None]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdh import lens
+from bdh import lens, ops
 from bdh.checkpoint import CheckpointError
 from bdh.config import TrainConfig
 from bdh.data import Corpus, TextDecoder, fixed_windows, random_windows
@@ -148,6 +148,9 @@ class _Training:
         self.run.rewind(self.step if self.saved_step >= 0 else -1)
         probe = self.val[0][:DENSITY_WINDOWS]
         self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
+        with self._autocast():
+            path = ops.levels_path(self.model.encoder, sparsity=self.model.config.sparsity)
+        self.reporter.note(f"trains with {path}")
         first, c = self.step, self.config
         self.seconds_before = self.seconds
         self.reporter.start(first, c.max_steps)

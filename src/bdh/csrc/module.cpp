@@ -1,0 +1,138 @@
+// Python binding of the kernels: checks every shape, then hands pointers over.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <typename T, int N>
+using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Matrix = Array<float, 2>;
+using ConstMatrix = Array<const float, 2>;
+using Vector = Array<float, 1>;
+using ConstVector = Array<const float, 1>;
+using Starts = Array<const int64_t, 1>;
+using Tokens = Array<const uint16_t, 1>;
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(std::string("shapes do not fit: expected ") + what);
+}
+
+bdh::Firing firing(const Starts& start, const Tokens& token, const ConstVector& x, int64_t M, int64_t D) {
+    require(start.shape(0) >= 1 && token.shape(0) == x.shape(0), "start (K+1), token and x (nnz)");
+    require(start.data()[start.shape(0) - 1] == static_cast<int64_t>(x.shape(0)), "start to end at nnz");
+    return {static_cast<int64_t>(start.shape(0)) - 1, M, D, start.data(), token.data(), x.data()};
+}
+
+int64_t rows(const ConstMatrix& a) { return static_cast<int64_t>(a.shape(0)); }
+int64_t columns(const ConstMatrix& a) { return static_cast<int64_t>(a.shape(1)); }
+
+void check_phases(const ConstMatrix& cosine, const ConstMatrix& sine, int64_t K, int64_t M) {
+    require(K % 2 == 0 && rows(cosine) == K / 2 && rows(sine) == K / 2 && columns(cosine) == columns(sine) &&
+                columns(cosine) > 0 && M % columns(cosine) == 0,
+            "cosine and sine (K/2, T), M a multiple of T");
+}
+
+int64_t count(Matrix tile, Array<int64_t, 1> start, int threads) {
+    const int64_t K = tile.shape(0), M = tile.shape(1);
+    require(static_cast<int64_t>(start.shape(0)) == K + 1, "start (K+1)");
+    require(M <= 4096, "at most 4096 tokens in a tile");
+    nb::gil_scoped_release release;
+    bdh::best().count(tile.data(), K, M, start.data(), threads);
+    for (int64_t n = 0; n < K; ++n) start.data()[n + 1] += start.data()[n];
+    return start.data()[K];
+}
+
+void collect_and_rotate(Matrix tile, Starts start, Array<uint16_t, 1> token, Vector x, ConstMatrix cosine,
+                        ConstMatrix sine, int threads) {
+    const int64_t K = tile.shape(0), M = tile.shape(1);
+    check_phases(cosine, sine, K, M);
+    require(static_cast<int64_t>(start.shape(0)) == K + 1, "start (K+1)");
+    firing(start, Tokens(token), ConstVector(x), M, 0);
+    nb::gil_scoped_release release;
+    bdh::best().collect_and_rotate(tile.data(), K, M, start.data(), token.data(), x.data(), cosine.data(), sine.data(),
+                                   columns(cosine), threads);
+}
+
+void expand_and_rotate(Starts start, Tokens token, ConstVector x, ConstMatrix cosine, ConstMatrix sine, Matrix tile,
+                       int threads) {
+    const bdh::Firing f = firing(start, token, x, tile.shape(1), 0);
+    require(static_cast<int64_t>(tile.shape(0)) == f.neurons, "tile (K, M)");
+    check_phases(cosine, sine, f.neurons, f.tokens);
+    nb::gil_scoped_release release;
+    bdh::best().expand_and_rotate(f, cosine.data(), sine.data(), columns(cosine), tile.data(), threads);
+}
+
+void gate(Starts start, Tokens token, ConstVector x, ConstMatrix encoder_v, ConstMatrix a, Vector out, int threads) {
+    const bdh::Firing f = firing(start, token, x, rows(a), columns(a));
+    require(rows(encoder_v) == f.neurons && columns(encoder_v) == f.width && out.shape(0) == x.shape(0),
+            "encoder_v (K, D), a (M, D), gate (nnz)");
+    nb::gil_scoped_release release;
+    bdh::best().gate(f, encoder_v.data(), a.data(), out.data(), threads);
+}
+
+void decode(Starts start, Tokens token, ConstVector x, ConstVector gate, ConstMatrix decoder, uint64_t seed, float rate,
+            Matrix out, int threads) {
+    const bdh::Firing f = firing(start, token, x, out.shape(0), out.shape(1));
+    require(rows(decoder) == f.neurons && columns(decoder) == f.width && gate.shape(0) == x.shape(0),
+            "decoder (K, D), out (M, D), gate (nnz)");
+    nb::gil_scoped_release release;
+    bdh::best().decode(f, gate.data(), decoder.data(), {seed, rate}, out.data(), threads);
+}
+
+void gate_backward(Starts start, Tokens token, ConstVector x, ConstVector gate, ConstMatrix encoder_v,
+                   ConstMatrix decoder, ConstMatrix a, ConstMatrix d_out, uint64_t seed, float rate, Matrix d_encoder_v,
+                   Matrix d_decoder, Matrix d_a, Vector d_x, int threads) {
+    const bdh::Firing f = firing(start, token, x, rows(a), columns(a));
+    for (const ConstMatrix& weight : {encoder_v, decoder, ConstMatrix(d_encoder_v), ConstMatrix(d_decoder)})
+        require(rows(weight) == f.neurons && columns(weight) == f.width, "weights (K, D)");
+    for (const ConstMatrix& row : {d_out, ConstMatrix(d_a)})
+        require(rows(row) == f.tokens && columns(row) == f.width, "rows (M, D)");
+    require(gate.shape(0) == x.shape(0) && d_x.shape(0) == x.shape(0), "gate and d_x (nnz)");
+    nb::gil_scoped_release release;
+    bdh::best().gate_backward(f, gate.data(), encoder_v.data(), decoder.data(), a.data(), d_out.data(), {seed, rate},
+                              d_encoder_v.data(), d_decoder.data(), d_a.data(), d_x.data(), threads);
+}
+
+void fire_backward(Starts start, Tokens token, ConstVector x, ConstVector d_x, Matrix d_tile, ConstMatrix cosine,
+                   ConstMatrix sine, ConstMatrix encoder, ConstMatrix v, Matrix d_encoder, Matrix d_v, int threads) {
+    const bdh::Firing f = firing(start, token, x, rows(v), columns(v));
+    require(static_cast<int64_t>(d_tile.shape(0)) == f.neurons && static_cast<int64_t>(d_tile.shape(1)) == f.tokens,
+            "d_tile (K, M)");
+    check_phases(cosine, sine, f.neurons, f.tokens);
+    for (const ConstMatrix& weight : {encoder, ConstMatrix(d_encoder)})
+        require(rows(weight) == f.neurons && columns(weight) == f.width, "weights (K, D)");
+    require(rows(ConstMatrix(d_v)) == f.tokens && columns(ConstMatrix(d_v)) == f.width && d_x.shape(0) == x.shape(0),
+            "d_v (M, D), d_x (nnz)");
+    nb::gil_scoped_release release;
+    bdh::best().fire_backward(f, d_x.data(), d_tile.data(), cosine.data(), sine.data(), columns(cosine), encoder.data(),
+                              v.data(), d_encoder.data(), d_v.data(), threads);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Sparse CPU kernels; see kernels.hpp for what each computes.";
+    m.def("instruction_set", [] { return bdh::best().name; });
+    m.def("choose", &bdh::choose, "name"_a, "Use the kernels of this instruction set; false if they do not run here.");
+    m.def("count", &count, "tile"_a, "start"_a, "threads"_a);
+    m.def("collect_and_rotate", &collect_and_rotate, "tile"_a, "start"_a, "token"_a, "x"_a, "cosine"_a, "sine"_a,
+          "threads"_a);
+    m.def("expand_and_rotate", &expand_and_rotate, "start"_a, "token"_a, "x"_a, "cosine"_a, "sine"_a, "tile"_a,
+          "threads"_a);
+    m.def("gate", &gate, "start"_a, "token"_a, "x"_a, "encoder_v"_a, "a"_a, "gate"_a, "threads"_a);
+    m.def("decode", &decode, "start"_a, "token"_a, "x"_a, "gate"_a, "decoder"_a, "seed"_a, "rate"_a, "out"_a,
+          "threads"_a);
+    m.def("gate_backward", &gate_backward, "start"_a, "token"_a, "x"_a, "gate"_a, "encoder_v"_a, "decoder"_a, "a"_a,
+          "d_out"_a, "seed"_a, "rate"_a, "d_encoder_v"_a, "d_decoder"_a, "d_a"_a, "d_x"_a, "threads"_a);
+    m.def("fire_backward", &fire_backward, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
+          "encoder"_a, "v"_a, "d_encoder"_a, "d_v"_a, "threads"_a);
+}

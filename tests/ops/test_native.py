@@ -1,0 +1,250 @@
+"""The native back end against the composed levels in float64: forward, gradients, every instruction set."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from bdh import BDH, BDHConfig, ops
+from bdh.ops import native
+from tolerances import CONTROL, SAME, error
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=f"native back end {native.why_not}")
+
+FORWARD = SAME[torch.float32]
+
+
+def shape(D: int = 32, H: int = 2, multiplier: int = 8, L: int = 2) -> BDHConfig:
+    return BDHConfig(n_layer=L, n_embd=D, n_head=H, mlp_internal_dim_multiplier=multiplier, dropout=0.0)
+
+
+def weights(config: BDHConfig, lean: float = 0.0, seed: int = 0) -> list[torch.Tensor]:
+    """Random maps; `lean` shifts all encoders along one direction, which `entry` follows: it sets the density."""
+    model = BDH.from_seed(config, seed)
+    along = direction(config)
+    return [
+        (5 * model.encoder + lean * along[:, None]).detach(),
+        (5 * model.encoder_v).detach(),
+        (5 * model.decoder).detach(),
+    ]
+
+
+def direction(config: BDHConfig) -> torch.Tensor:
+    along = torch.randn(config.n_embd, generator=torch.Generator().manual_seed(1))
+    return F.layer_norm(along, along.shape)
+
+
+def entry(config: BDHConfig, B: int, T: int, follow: float = 0.0) -> torch.Tensor:
+    noise = torch.randn(B, T, config.n_embd, generator=torch.Generator().manual_seed(B * 1000 + T))
+    return F.layer_norm(noise + follow * direction(config), (config.n_embd,))
+
+
+Results = dict[str, list[torch.Tensor]]
+
+
+def results(v: torch.Tensor, maps: list[torch.Tensor], config: BDHConfig) -> Results:
+    """Output and gradients of (v, maps): native, composed in float32, and composed in float64, the truth."""
+    found: Results = {}
+    for name, dtype in (("native", torch.float32), ("composed", torch.float32), ("truth", torch.float64)):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (v, *maps)]
+        if name == "native":
+            out = native.levels(*inputs, n_layer=config.n_layer)
+        else:
+            # the functions of the model on tensors of ours, so that gradients flow to them
+            ours = dict(zip(("m.encoder", "m.encoder_v", "m.decoder"), inputs[1:], strict=True))
+            out = torch.func.functional_call(_Levels(BDH(config).to(dtype)), ours, inputs[0])
+        pull = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
+        found[name] = [out, *torch.autograd.grad(out, inputs, pull)]
+    return found
+
+
+class _Levels(torch.nn.Module):
+    """The composed levels of a model as a module of their own."""
+
+    def __init__(self, model: BDH) -> None:
+        super().__init__()
+        self.m = model
+
+    def forward(self, v: torch.Tensor) -> torch.Tensor:
+        config = self.m.config
+        turn = ops.rotation(config.neurons_per_head, 0, v.shape[1], like=v)
+        for _ in range(config.n_layer):
+            v, _ = self.m._layer(v, None, turn, lambda _name, tensor: tensor, False, False)
+        return v
+
+
+def check(found: Results) -> None:
+    """The native results are as near to the truth as those of plain float32, up to a factor."""
+    for mine, plain, truth in zip(found["native"], found["composed"], found["truth"], strict=True):
+        size = truth.norm().clamp_min(1e-12)
+        rounding = ((plain.double() - truth).norm() / size).item()
+        assert ((mine.double() - truth).norm() / size).item() <= max(SAME[torch.float32], 5 * rounding)
+
+
+@given(
+    B=st.integers(1, 5),
+    T=st.integers(1, 70),
+    D=st.sampled_from([6, 16, 30, 64, 72]),
+    H=st.sampled_from([1, 2, 3]),
+    L=st.integers(1, 3),
+)
+def test_any_shape(B: int, T: int, D: int, H: int, L: int) -> None:
+    config = shape(D, H, 2 * H, L)
+    check(results(entry(config, B, T), weights(config), config))
+
+
+@pytest.mark.parametrize(
+    ("lean", "low", "high"), [(-9, 0, 0), (-0.013, 0.02, 0.4), (0, 0.4, 0.6), (0.013, 0.6, 0.98), (9, 1, 1)]
+)
+def test_any_density(lean: float, low: float, high: float) -> None:
+    config = shape(L=1)
+    v, maps = entry(config, 2, 33, follow=3.0), weights(config, lean)
+    density = ((v[:, None] @ maps[0]) > 0).float().mean().item()
+    assert low <= density <= high
+    check(results(v, maps, config))
+
+
+@pytest.mark.parametrize("T", [65, 100, 131, 200])
+def test_long_texts_are_read_in_chunks(T: int) -> None:
+    config = shape(D=16, multiplier=16)  # chunks of 32 tokens beyond 64
+    check(results(entry(config, 2, T), weights(config), config))
+
+
+def test_a_lost_state_between_chunks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape(D=16, multiplier=16)
+    monkeypatch.setattr(native._Plan, "to_next_frame", lambda self, rho, direction=1: rho)
+    found = results(entry(config, 2, 131), weights(config), config)
+    assert error(found["native"][0], found["truth"][0]) > CONTROL
+
+
+@pytest.mark.parametrize("tile", [64, 1000])
+def test_neurons_are_cut_into_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "TILE", tile)
+    config = shape()
+    check(results(entry(config, 2, 21), weights(config), config))
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("D", [64, 40])
+def test_every_instruction_set(name: str, D: int) -> None:
+    before = native.instruction_set()
+    if not native._native.choose(name):
+        pytest.skip(f"this processor has no {name}")
+    try:
+        config = shape(D)
+        check(results(entry(config, 2, 33), weights(config), config))
+    finally:
+        native._native.choose(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_and_runs_agree(threads: int) -> None:
+    config = shape()
+    v, maps = entry(config, 3, 40), weights(config)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, again = results(v, maps, config), results(v, maps, config)
+    finally:
+        torch.set_num_threads(before)
+    check(found)
+    assert all(torch.equal(a, b) for a, b in zip(found["native"], again["native"], strict=True))
+
+
+def test_no_memory_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh tensors full of NaN must not show in the result."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poison(t: torch.Tensor) -> torch.Tensor:
+        return t.fill_(float("nan")) if t.is_floating_point() else t.fill_(7)
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+    config = shape(D=16, multiplier=16)
+    for T in (20, 131):
+        inputs = [t.requires_grad_() for t in (entry(config, 2, T), *weights(config))]
+        out = native.levels(*inputs, n_layer=2)
+        out.square().sum().backward()
+        assert all(t.grad.isfinite().all() for t in inputs)
+
+
+def test_not_a_number_is_passed_on() -> None:
+    config = shape()
+    for spoiled in range(4):
+        inputs = [entry(config, 1, 9), *weights(config)]
+        inputs[spoiled].view(-1)[3] = float("nan")
+        assert native.levels(*inputs, n_layer=2).isnan().any()
+
+
+def test_strided_input() -> None:
+    config = shape()
+    v, maps = entry(config, 3, 12), weights(config)
+    strided = v.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not strided.is_contiguous()
+    assert torch.equal(native.levels(strided, *maps, n_layer=2), native.levels(v, *maps, n_layer=2))
+
+
+class TestDropout:
+    config = shape(L=1)
+
+    def run(self, seed: int, rate: float, *inputs: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return native.levels(*inputs, n_layer=1, dropout=rate)
+
+    def test_the_seed_decides(self) -> None:
+        inputs = (entry(self.config, 2, 20), *weights(self.config))
+        one, same, other = (self.run(seed, 0.3, *inputs) for seed in (1, 1, 2))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+        assert torch.equal(self.run(1, 0.0, *inputs), native.levels(*inputs, n_layer=1))
+
+    def test_share_and_scale(self) -> None:
+        """With one output per entry: a decoder that adds up all activity shows how much was kept, on average."""
+        config = shape(D=64, H=1, multiplier=32, L=1)
+        torch.manual_seed(0)
+        entries = native._Dropout(3, 0.25)
+        assert entries.of((0, 0, 0), 0)[1] == 0.25
+        v, maps = entry(config, 8, 30), weights(config)
+        dropped = torch.stack([self.run(seed, 0.25, v, *maps) for seed in range(40)]).mean(0)
+        kept = native.levels(v, *maps, n_layer=1)
+        assert (dropped - kept).norm() / kept.norm() < 0.2  # unbiased up to the norms
+        assert (self.run(0, 0.25, v, *maps) - kept).norm() / kept.norm() > 0.2
+
+    def test_backward_drops_what_forward_dropped(self) -> None:
+        """The gradient is that of the very function that was computed: finite differences with the same seed."""
+        inputs = [t.requires_grad_() for t in (entry(self.config, 1, 12), *weights(self.config))]
+        pull = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(5))
+        (self.run(4, 0.4, *inputs) * pull).sum().backward()
+        for which in range(4):
+            step = torch.randn(inputs[which].shape, generator=torch.Generator().manual_seed(which)) * 1e-4
+            up, down = [t.detach() for t in inputs], [t.detach() for t in inputs]
+            up[which], down[which] = up[which] + step, down[which] - step
+            rise = [float((self.run(4, 0.4, *moved).double() * pull).sum()) for moved in (up, down)]
+            slope = float((inputs[which].grad * step).sum())
+            assert (rise[0] - rise[1]) / 2 == pytest.approx(slope, rel=0.03, abs=1e-5)
+
+
+def test_the_model_uses_it_where_it_can() -> None:
+    model = BDH.from_seed(shape(), 0)
+    idx = torch.arange(40)[None]
+    assert ops.levels_backend(model.encoder, sparsity=None) == "native"
+    with ops.using("composed"):
+        assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
+        expected = model(idx)[0]
+    assert error(model(idx)[0], expected) <= FORWARD
+    assert ops.levels_backend(model.encoder, sparsity=0.8) == "composed"
+    assert ops.levels_backend(model.encoder.double(), sparsity=None) == "composed"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
+    with pytest.raises(ValueError, match="expected one of auto, native, composed"), ops.using("magic"):
+        pass
+
+
+def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "why_not", "not built (test)")
+    model = BDH.from_seed(shape(), 0)
+    assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
+    with ops.using("native"), pytest.raises(ValueError, match=r"not built \(test\)"):
+        model(torch.arange(4)[None])
