@@ -36,8 +36,8 @@ TILE = 2**19
 """Entries of a tile: 2 MiB, the second-level cache of a core."""
 MOST_TOKENS = 1024
 """Tokens of a tile at most."""
-ROWS = 2**16
-"""Entries of the (tokens x D) matrices that the kernels keep at hand: 256 KiB; short rows of a batch share a tile."""
+ROWS = 2**17
+"""Entries of the (tokens x D) matrices that the kernels keep at hand: 512 KiB; short rows of a batch share a tile."""
 
 
 def available() -> bool:
