@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdh import ops
 from bdh.data import TextDecoder
 from bdh.model import BDH, State, evaluating
 
@@ -111,10 +112,17 @@ def prefill(model: BDH, idx: Tensor, state: State | None = None) -> tuple[Tensor
     return logits[:, -1], owned
 
 
-def step(model: BDH, idx: Tensor, state: State) -> tuple[Tensor, State]:
-    """Advance without dropout or gradients; the caller gives the state away and its memory is reused, not copied."""
+def step(model: BDH, idx: Tensor, state: State, encoders: ops.NeuronMajor | None = None) -> tuple[Tensor, State]:
+    """Advance without dropout or gradients; the caller gives the state away and its memory is reused, not copied.
+
+    Args:
+        model: the model.
+        idx: (B, T) token ids.
+        state: what was read before.
+        encoders: `model.step_encoders()`, which makes a single token cheaper; of the weights as they are now.
+    """
     with evaluating(model):
-        logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
+        logits, after = model.walk(idx, state, wants_state=True, owns_state=True, encoders=encoders)
     assert after is not None
     return logits, after
 
@@ -159,11 +167,12 @@ def stream(
 def _stream(model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None) -> Iterator[Tensor]:
     generator = sampling.generator(idx.device)
     logits, state = prefill(model, idx, state)
+    encoders = model.step_encoders() if max_new_tokens > 1 else None
     for made in range(max_new_tokens):
         token = sampling.choose(logits, generator)
         yield token
         if made + 1 < max_new_tokens:
-            all_logits, state = step(model, token[:, None], state)
+            all_logits, state = step(model, token[:, None], state, encoders)
             logits = all_logits[:, -1]
 
 

@@ -207,10 +207,12 @@ class BDH(nn.Module):
         *,
         wants_state: bool,
         owns_state: bool = False,
+        encoders: ops.NeuronMajor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Embed, pass L times through the layer, read out: what `forward` and `advance` share.
 
-        With `owns_state` the caller gives `state` away and its memory is written to.
+        With `owns_state` the caller gives `state` away and its memory is written to; with `encoders` too (see
+        `step_encoders`), one token takes the native step.
         """
         self._check_ids(idx)
         if state is not None:
@@ -219,13 +221,17 @@ class BDH(nn.Module):
         listen = tap or _no_tap
         v = listen("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
         rhos: list[Tensor | None] = []
-        # what is looked at, in eval mode, is always composed: recording it changes not even the rounding
+        turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
+        # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
         trains = self.training and tap is None and not wants_state
-        if trains and ops.levels_backend(v, sparsity=self.config.sparsity) == "native":
-            c = self.config
-            v = ops.levels(v, self.encoder, self.encoder_v, self.decoder, n_layer=c.n_layer, dropout=c.dropout)
+        steps = encoders is not None and owns_state and tap is None and idx.shape[1] == 1
+        if trains and self._backend(v) == "native":
+            maps = self.encoder, self.encoder_v, self.decoder
+            v = ops.levels(v, *maps, n_layer=self.config.n_layer, dropout=self.config.dropout)
+        elif steps and encoders and state is not None and self._backend(v, *state.rho) == "native":
+            v = ops.step_levels(v, encoders, self.decoder, state.rho, turn)
+            rhos.extend(state.rho)
         else:
-            turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
                 rho = state.rho[level] if state is not None else None
                 v, rho = self._layer(v, rho, turn, partial(_tap_level, listen, level), wants_state, owns_state)
@@ -249,6 +255,13 @@ class BDH(nn.Module):
         xy = tap("xy_sparse", x * y)
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", _layer_norm(v + _layer_norm(write))), rho
+
+    def step_encoders(self) -> ops.NeuronMajor | None:
+        """Return the encoders as the native one-token step reads them; None where it cannot be taken."""
+        return ops.neuron_major(self.encoder, self.encoder_v) if self._backend(self.encoder) == "native" else None
+
+    def _backend(self, *tensors: Tensor) -> str:
+        return ops.levels_backend(*tensors, sparsity=self.config.sparsity)
 
     def _fire(self, drive: Tensor) -> Tensor:
         k = self.config.winners_per_head

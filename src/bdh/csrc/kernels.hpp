@@ -28,6 +28,12 @@ struct Dropout {
     float rate;
 };
 
+// The maps of a level, neuron-major (H, K, D).
+struct Maps {
+    int64_t heads, neurons, width;  // H, K (per head), D
+    const float *encoder, *encoder_v, *decoder;
+};
+
 struct Kernels {
     const char* name;
 
@@ -58,6 +64,9 @@ struct Kernels {
     void (*fire_backward)(const Firing& f, const float* d_x, float* d_tile, const float* cosine, const float* sine,
                           int64_t T, const float* encoder, const float* v, float* d_encoder, float* d_v,
                           int threads);
+
+    // one token through one level: v (D) is replaced, rho (H, K, D) is read, then written, at firing pairs only
+    void (*step)(const Maps& maps, const float* cosine, const float* sine, float* rho, float* v, int threads);
 };
 
 // The kernels in use: the widest that this processor runs, unless `choose` picked others (for tests and timings).

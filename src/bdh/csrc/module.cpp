@@ -117,6 +117,24 @@ void fire_backward(Starts start, Tokens token, ConstVector x, ConstVector d_x, M
                               v.data(), d_encoder.data(), d_v.data(), threads);
 }
 
+void step(Array<const float, 3> encoder, Array<const float, 3> encoder_v, Array<const float, 3> decoder,
+          ConstVector cosine, ConstVector sine, Array<float, 4> rho, Matrix v, int threads) {
+    const bdh::Maps maps = {static_cast<int64_t>(encoder.shape(0)), static_cast<int64_t>(encoder.shape(1)),
+                            static_cast<int64_t>(encoder.shape(2)), encoder.data(), encoder_v.data(), decoder.data()};
+    for (size_t i = 0; i < 3; ++i)
+        require(encoder_v.shape(i) == encoder.shape(i) && decoder.shape(i) == encoder.shape(i) &&
+                    rho.shape(i + 1) == encoder.shape(i),
+                "maps (H, K, D) and rho (B, H, K, D)");
+    require(maps.neurons % 2 == 0 && static_cast<int64_t>(cosine.shape(0)) == maps.neurons / 2 &&
+                sine.shape(0) == cosine.shape(0) && v.shape(0) == rho.shape(0) &&
+                static_cast<int64_t>(v.shape(1)) == maps.width,
+            "cosine and sine (K/2), v (B, D)");
+    nb::gil_scoped_release release;
+    for (size_t b = 0; b < v.shape(0); ++b)
+        bdh::best().step(maps, cosine.data(), sine.data(), rho.data() + b * maps.heads * maps.neurons * maps.width,
+                         v.data() + b * maps.width, threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -135,4 +153,5 @@ NB_MODULE(_native, m) {
           "d_out"_a, "seed"_a, "rate"_a, "d_encoder_v"_a, "d_decoder"_a, "d_a"_a, "d_x"_a, "threads"_a);
     m.def("fire_backward", &fire_backward, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
           "encoder"_a, "v"_a, "d_encoder"_a, "d_v"_a, "threads"_a);
+    m.def("step", &step, "encoder"_a, "encoder_v"_a, "decoder"_a, "cosine"_a, "sine"_a, "rho"_a, "v"_a, "threads"_a);
 }

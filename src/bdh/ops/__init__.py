@@ -14,18 +14,22 @@ import torch
 from torch import Tensor
 
 from bdh.ops import native, parallel, reference
-from bdh.ops.native import levels
+from bdh.ops.native import NeuronMajor, levels, neuron_major
+from bdh.ops.native import step as step_levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
 __all__ = [
+    "NeuronMajor",
     "attention_read",
     "frequencies",
     "levels",
     "levels_backend",
     "levels_path",
     "linear_attention",
+    "neuron_major",
     "rotate",
     "rotation",
+    "step_levels",
     "using",
 ]
 
@@ -123,13 +127,13 @@ def using(backend: LevelsBackend) -> Iterator[None]:
         _levels_choice.reset(token)
 
 
-def levels_backend(like: Tensor, *, sparsity: float | None) -> Literal["native", "composed"]:
-    """Return how a training pass, from an empty state and tapped by nobody, is computed.
+def levels_backend(*tensors: Tensor, sparsity: float | None) -> Literal["native", "composed"]:
+    """Return how a pass is computed that nobody taps: in training from an empty state, or one token in generation.
 
     Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Composed: everything else.
 
     Args:
-        like: a tensor of the pass.
+        *tensors: tensors of the pass.
         sparsity: the model's k-winners target.
 
     Raises:
@@ -138,7 +142,8 @@ def levels_backend(like: Tensor, *, sparsity: float | None) -> Literal["native",
     choice = _levels_choice.get()
     if choice == "composed":
         return "composed"
-    reason = why_composed(like, sparsity=sparsity)
+    reasons = (why_composed(tensor, sparsity=sparsity) for tensor in tensors)
+    reason = next((reason for reason in reasons if reason), None)
     if reason and choice == "native":
         raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
     return "composed" if reason else "native"
@@ -152,6 +157,8 @@ def why_composed(like: Tensor, *, sparsity: float | None = None) -> str | None:
         return native.why_not
     if torch.is_autocast_enabled("cpu") or like.dtype != torch.float32:
         return "the kernels compute in float32 alone"
+    if not like.is_contiguous():
+        return "a tensor is not contiguous"
     if torch.compiler.is_compiling():
         return "torch.compile cannot look into it"
     return None if sparsity is None else "k winners take all is not in the kernels"

@@ -71,6 +71,39 @@ def levels(
     return out
 
 
+NeuronMajor = tuple[Tensor, Tensor]
+"""Copies of the encoders (H, K, D), which `step` reads row by row."""
+
+
+def neuron_major(encoder: Tensor, encoder_v: Tensor) -> NeuronMajor:
+    """Copy the encoders (H, D, K) for `step`; to be made again when they change."""
+    return encoder.detach().mT.contiguous(), encoder_v.detach().mT.contiguous()
+
+
+def step(v: Tensor, encoders: NeuronMajor, decoder: Tensor, rho: tuple[Tensor, ...], turn: Tensor) -> Tensor:
+    """Pass one token of each sequence through all levels; the states are updated in their own memory.
+
+    Per level: the drive of every neuron, then reads and writes of the state at firing pairs, the gate where x fires,
+    the decoder where the gate is open.
+
+    Args:
+        v: (B, 1, D) float32 on the CPU.
+        encoders: from `neuron_major`.
+        decoder: (H*K, D).
+        rho: L contiguous states (B, H, K, D).
+        turn: (1, K/2) complex phases of the position.
+
+    Returns:
+        (B, 1, D).
+    """
+    maps = *encoders, decoder.detach().view(encoders[0].shape)
+    cosine, sine = turn[0].real.contiguous(), turn[0].imag.contiguous()
+    v = v.detach()[:, 0].clone(memory_format=torch.contiguous_format)
+    for state in rho:
+        _native.step(*maps, cosine, sine, state, v, torch.get_num_threads())
+    return v[:, None]
+
+
 class _Levels(torch.autograd.Function):
     @staticmethod
     def forward(
