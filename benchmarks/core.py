@@ -1,4 +1,4 @@
-"""Measure this machine: dense against chunked attention, generation by state against re-reading, a training step.
+"""Measure this machine: forms of attention, training steps, and generation, each against the naive way.
 
     python benchmarks/core.py            a table
     python benchmarks/core.py --json     one JSON document on the last line
@@ -14,13 +14,16 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from bdh import BDH, preset
+from bdh import BDH, ops, preset
+from bdh.generate import step
 from bdh.ops import parallel, reference
 from bdh.ops.memory import keep_freed_memory
+from planted import plant
 
 REPEATS = 7
 
@@ -61,34 +64,47 @@ def attention(D: int, K: int) -> dict[str, dict[str, float]]:
     return rows
 
 
-@torch.no_grad()
-def decoding(model: BDH) -> dict[str, dict[str, float]]:
-    """One more token after a context, by state and by reading everything again."""
-    rows = {}
-    for T in (64, 256, 1024):
-        idx = torch.randint(0, 256, (1, T))
-        _, state = model.advance(idx)
-        rows[f"context {T}"] = medians(
-            {
-                "state": partial(model.advance, torch.tensor([[32]]), state),
-                "re-read": partial(model, idx),
-            }
-        )
-    return rows
-
-
 def training(model: BDH, batch_size: int, block_size: int) -> dict[str, float]:
-    """Forward and backward of one batch."""
+    """Forward and backward of one batch: written naively, composed of PyTorch operations, by the native kernels."""
     idx = torch.randint(0, 256, (batch_size, block_size))
+    model.train()
 
-    def step() -> None:
+    def pass_both_ways(backend: ops.LevelsBackend) -> None:
         model.zero_grad()
-        loss = model(idx, idx)[1]
+        with ops.using(backend):
+            loss = model(idx, idx)[1]
         assert loss is not None
         loss.backward()
 
-    ms = medians({"step": step})["step"]
-    return {"ms": ms, "tokens_per_s": 1e3 * batch_size * block_size / ms}
+    def naive_step() -> None:
+        with patch.object(ops, "attention_read", reference.quadratic_attention):
+            pass_both_ways("composed")
+
+    candidates: dict[str, Callable[[], object]] = {"naive": naive_step, "composed": partial(pass_both_ways, "composed")}
+    if ops.native.available():
+        candidates["native"] = partial(pass_both_ways, "native")
+    ms = medians(candidates)
+    return ms | {"naive/best": ms["naive"] / min(ms.values())}
+
+
+@torch.no_grad()
+def decoding(model: BDH) -> dict[str, dict[str, float]]:
+    """One more token after a context: by reading everything again, by state composed, by state native."""
+    rows = {}
+    model.eval()
+    encoders = model.step_encoders()
+    for T in (64, 256, 512):
+        idx = torch.randint(0, 256, (1, T))
+        _, state = model.advance(idx)
+        token = torch.tensor([[32]])
+        candidates: dict[str, Callable[[], object]] = {
+            "re-read": partial(model, idx),
+            "state": partial(step, model, token, state),
+        }
+        if encoders is not None:
+            candidates["native"] = partial(step, model, token, state, encoders)
+        rows[f"context {T}"] = medians(candidates)
+    return rows
 
 
 def main() -> None:
@@ -98,12 +114,24 @@ def main() -> None:
     wants_json = parser.parse_args().json
     keep_freed_memory()
     torch.manual_seed(0)
-    nano = BDH(preset("nano"))
+    print(f"{ops.levels_path()}; torch {torch.__version__}; freed memory is kept for all candidates")
+    nano, large = BDH(preset("nano")), BDH(preset("25m", dropout=0.0))
     found: dict[str, dict[str, dict[str, float]]] = {
         "attention of one head, forward and backward, ms": attention(64, 512) | attention(256, 8192),
-        "nano, one more token, ms": decoding(nano),
-        "nano, training step": {"B=12 T=64": training(nano, 12, 64)},
+        "training step at random initialisation, ms": {
+            "nano B=8 T=128": training(nano, 8, 128),
+            "25m B=1 T=256": training(large, 1, 256),
+        },
     }
+    densities = {
+        name: plant(model, torch.randint(0, 256, (1, 128))) for name, model in (("nano", nano), ("25m", large))
+    }
+    found["planted density"] = densities
+    found["training step at planted density, ms"] = {
+        "nano B=8 T=128": training(nano, 8, 128),
+        "25m B=1 T=256": training(large, 1, 256),
+    }
+    found["one more token at planted density, ms"] = decoding(large)
     for title, rows in found.items():
         print(title)
         for name, row in rows.items():
