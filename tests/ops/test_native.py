@@ -111,6 +111,13 @@ def test_long_texts_are_read_in_chunks(T: int) -> None:
     check(results(entry(config, 2, T), weights(config), config))
 
 
+def test_large_batches_of_short_rows_are_cut_into_groups() -> None:
+    config = shape(D=16, multiplier=2, L=1)
+    plan = native._Plan(600, 7, config.n_head, config.neurons_per_head, config.n_embd)
+    assert len(plan.rows) == 5
+    check(results(entry(config, 600, 7), weights(config), config))
+
+
 def test_a_lost_state_between_chunks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     config = shape(D=16, multiplier=16)
     monkeypatch.setattr(native._Plan, "to_next_frame", lambda self, rho, direction=1: rho)

@@ -35,7 +35,7 @@ except ImportError as error:
 TILE = 2**19
 """Entries of a tile: 2 MiB, the second-level cache of a core."""
 MOST_TOKENS = 1024
-"""Tokens of a tile at most."""
+"""Tokens of a tile at most; the kernels take up to 4,096."""
 ROWS = 2**17
 """Entries of the (tokens x D) matrices that the kernels keep at hand: 512 KiB; short rows of a batch share a tile."""
 
@@ -189,7 +189,7 @@ class _Plan:
         self.H, self.K, self.D = H, K, D
         # the quadratic form is the cheaper one up to about T = 4 D
         self.chunk = T if min(4 * D, MOST_TOKENS) >= T else min(2 * D, MOST_TOKENS)
-        rows = max(1, ROWS // D // T) if self.chunk == T else 1
+        rows = max(1, min(MOST_TOKENS, ROWS // D) // T) if self.chunk == T else 1
         per_tile = max(2, TILE // (min(rows, B) * self.chunk))
         size = 2 * math.ceil(K / math.ceil(K / per_tile) / 2)
         self.rows = [slice(first, min(B, first + rows)) for first in range(0, B, rows)]
