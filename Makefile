@@ -31,6 +31,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.core
+	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/core.py
 
 docs: $(VENV)/.dev
