@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bdh import BDH, BDHConfig, State, generate, ops
-from bdh.ops import native
+from bdh.ops import native, native_levels
 from tolerances import CONTROL, SAME, error
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"native back end {native.why_not}")
@@ -49,7 +49,7 @@ def results(v: torch.Tensor, maps: list[torch.Tensor], config: BDHConfig) -> Res
     for name, dtype in (("native", torch.float32), ("composed", torch.float32), ("truth", torch.float64)):
         inputs = [t.detach().to(dtype).requires_grad_() for t in (v, *maps)]
         if name == "native":
-            out = native.levels(*inputs, n_layer=config.n_layer)
+            out = native_levels.levels(*inputs, n_layer=config.n_layer)
         else:
             # the functions of the model on tensors of ours, so that gradients flow to them
             ours = dict(zip(("m.encoder", "m.encoder_v", "m.decoder"), inputs[1:], strict=True))
@@ -113,21 +113,43 @@ def test_long_texts_are_read_in_chunks(T: int) -> None:
 
 def test_large_batches_of_short_rows_are_cut_into_groups() -> None:
     config = shape(D=16, multiplier=2, L=1)
-    plan = native._Plan(600, 7, config.n_head, config.neurons_per_head, config.n_embd)
+    plan = native_levels._Plan(600, 7, config.n_head, config.neurons_per_head, config.n_embd)
     assert len(plan.rows) == 5
     check(results(entry(config, 600, 7), weights(config), config))
 
 
+@pytest.mark.parametrize("T", [20, 131])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_what_does_not_fit_is_computed_again_to_the_same_bits(
+    T: int, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shape(D=16, multiplier=16, L=3)
+    forwards = []
+    forward = native_levels._forward_level
+    monkeypatch.setattr(native_levels, "_forward_level", lambda *a, **k: (forwards.append(1), forward(*a, **k))[1])
+
+    def run(budget: float) -> list[torch.Tensor]:
+        monkeypatch.setattr(native_levels, "memory_budget", lambda: budget)
+        inputs = [t.requires_grad_() for t in (entry(config, 2, T), *weights(config))]
+        torch.manual_seed(0)
+        out = native_levels.levels(*inputs, n_layer=3, dropout=dropout)
+        return [out, *torch.autograd.grad(out.square().sum() + out.sum(), inputs)]
+
+    roomy, tight = run(1e12), run(0)
+    assert len(forwards) == 3 + 6
+    assert all(torch.equal(a, b) for a, b in zip(roomy, tight, strict=True))
+
+
 def test_a_lost_state_between_chunks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     config = shape(D=16, multiplier=16)
-    monkeypatch.setattr(native._Plan, "to_next_frame", lambda self, rho, direction=1: rho)
+    monkeypatch.setattr(native_levels._Plan, "to_next_frame", lambda self, rho, direction=1: rho)
     found = results(entry(config, 2, 131), weights(config), config)
     assert error(found["native"][0], found["truth"][0]) > CONTROL
 
 
 @pytest.mark.parametrize("tile", [64, 1000])
 def test_neurons_are_cut_into_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "TILE", tile)
+    monkeypatch.setattr(native_levels, "TILE", tile)
     config = shape()
     check(results(entry(config, 2, 21), weights(config), config))
 
@@ -136,13 +158,13 @@ def test_neurons_are_cut_into_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("D", [64, 40])
 def test_every_instruction_set(name: str, D: int) -> None:
     before = native.instruction_set()
-    if not native._native.choose(name):
+    if not native.kernels.choose(name):
         pytest.skip(f"this processor has no {name}")
     try:
         config = shape(D)
         check(results(entry(config, 2, 33), weights(config), config))
     finally:
-        native._native.choose(before)
+        native.kernels.choose(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -171,7 +193,7 @@ def test_no_memory_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch)
     config = shape(D=16, multiplier=16)
     for T in (20, 131):
         inputs = [t.requires_grad_() for t in (entry(config, 2, T), *weights(config))]
-        out = native.levels(*inputs, n_layer=2)
+        out = native_levels.levels(*inputs, n_layer=2)
         out.square().sum().backward()
         assert all(t.grad.isfinite().all() for t in inputs)
 
@@ -181,7 +203,7 @@ def test_not_a_number_is_passed_on() -> None:
     for spoiled in range(4):
         inputs = [entry(config, 1, 9), *weights(config)]
         inputs[spoiled].view(-1)[3] = float("nan")
-        assert native.levels(*inputs, n_layer=2).isnan().any()
+        assert native_levels.levels(*inputs, n_layer=2).isnan().any()
 
 
 def test_strided_input() -> None:
@@ -189,7 +211,7 @@ def test_strided_input() -> None:
     v, maps = entry(config, 3, 12), weights(config)
     strided = v.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
-    assert torch.equal(native.levels(strided, *maps, n_layer=2), native.levels(v, *maps, n_layer=2))
+    assert torch.equal(native_levels.levels(strided, *maps, n_layer=2), native_levels.levels(v, *maps, n_layer=2))
 
 
 class TestDropout:
@@ -197,24 +219,24 @@ class TestDropout:
 
     def run(self, seed: int, rate: float, *inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(seed)
-        return native.levels(*inputs, n_layer=1, dropout=rate)
+        return native_levels.levels(*inputs, n_layer=1, dropout=rate)
 
     def test_the_seed_decides(self) -> None:
         inputs = (entry(self.config, 2, 20), *weights(self.config))
         one, same, other = (self.run(seed, 0.3, *inputs) for seed in (1, 1, 2))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
-        assert torch.equal(self.run(1, 0.0, *inputs), native.levels(*inputs, n_layer=1))
+        assert torch.equal(self.run(1, 0.0, *inputs), native_levels.levels(*inputs, n_layer=1))
 
     def test_share_and_scale(self) -> None:
         """With one output per entry: a decoder that adds up all activity shows how much was kept, on average."""
         config = shape(D=64, H=1, multiplier=32, L=1)
         torch.manual_seed(0)
-        entries = native._Dropout(3, 0.25)
+        entries = native_levels._Dropout(3, 0.25)
         assert entries.of((0, 0, 0), 0)[1] == 0.25
         v, maps = entry(config, 8, 30), weights(config)
         dropped = torch.stack([self.run(seed, 0.25, v, *maps) for seed in range(40)]).mean(0)
-        kept = native.levels(v, *maps, n_layer=1)
+        kept = native_levels.levels(v, *maps, n_layer=1)
         assert (dropped - kept).norm() / kept.norm() < 0.2  # unbiased up to the norms
         assert (self.run(0, 0.25, v, *maps) - kept).norm() / kept.norm() > 0.2
 
@@ -249,7 +271,7 @@ def test_the_model_uses_it_where_it_can() -> None:
 
 
 def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "kernels", None)
     monkeypatch.setattr(native, "why_not", "not built (test)")
     model = BDH.from_seed(shape(), 0)
     assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
@@ -291,12 +313,12 @@ class TestStep:
         idx = torch.tensor([list(b"To be")])
         with ops.using("composed"):
             expected = model.generate(idx, 30, temperature=0)
-        if not native._native.choose(name):
+        if not native.kernels.choose(name):
             pytest.skip(f"this processor has no {name}")
         try:
             assert torch.equal(model.generate(idx, 30, temperature=0), expected)
         finally:
-            native._native.choose(before)
+            native.kernels.choose(before)
 
     def test_generation_takes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bdh.ops import native, parallel, reference
-from bdh.ops.native import NeuronMajor, levels, neuron_major
+from bdh.ops.native import NeuronMajor, neuron_major
 from bdh.ops.native import step as step_levels
+from bdh.ops.native_levels import levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
 __all__ = [
