@@ -1,6 +1,7 @@
 # make demo   a model learns Shakespeare, speaks, and shows which of its neurons fire
 # make test   lint, types, all tests
 # make bench  measure this machine
+# make sanitize   the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make docs   build the documentation into site/
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test lint types bench sanitize docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/bdh train --dataset shakespeare --model-size nano --out-dir $(RUN) --resume-from auto
@@ -34,12 +35,20 @@ bench: $(VENV)/.core
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/core.py
 
+# the kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own
+sanitize:
+	@$(MAKE) --no-print-directory VENV=.venv-sanitize .venv-sanitize/.dev
+	.venv-sanitize/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt \
+	  -C cmake.define.BDH_SANITIZE=ON -C build-dir=build/sanitize -e .
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=halt_on_error=1 .venv-sanitize/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_native.py
+
 docs: $(VENV)/.dev
 	$(PIP) -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-sanitize build site .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
