@@ -54,12 +54,14 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make environments: apt install python3-venv"; exit 2; }
 
-$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bdh/csrc/*)
+
+$(VENV)/.core: $(VENV)/bin/python $(SOURCES)
 	@echo "Installing into $(VENV) (once; torch is large) ..."
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
 	@echo "Installing into $(VENV) (once; torch is large) ..."
 	@$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.core

@@ -111,6 +111,14 @@ def test_long_texts_are_read_in_chunks(T: int) -> None:
     check(results(entry(config, 2, T), weights(config), config))
 
 
+@pytest.mark.parametrize("above", [0.0, 1.0])
+@pytest.mark.parametrize("T", [21, 131])
+def test_dense_and_sparse_gradients_of_the_drive_agree(above: float, T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_levels, "DENSE_ABOVE", above)
+    config = shape(D=16, multiplier=16)
+    check(results(entry(config, 2, T), weights(config), config))
+
+
 def test_large_batches_of_short_rows_are_cut_into_groups() -> None:
     config = shape(D=16, multiplier=2, L=1)
     plan = native_levels._Plan(600, 7, config.n_head, config.neurons_per_head, config.n_embd)

@@ -221,6 +221,26 @@ void fire_backward(const Firing& f, const float* d_x, float* d_tile, const float
     }
 }
 
+void drive_gradient(const Firing& f, const float* d_x, float* d_tile, const float* cosine, const float* sine, int64_t T,
+                    int threads) {
+    const int64_t M = f.tokens;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> drive(M);
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < f.neurons / 2; ++j) {
+            float* even = d_tile + 2 * j * M;
+            rotate_pair<-1>(even, even + M, cosine + j * T, sine + j * T, M, T);
+            for (int64_t n = 2 * j; n < 2 * j + 2; ++n) {
+                float* row = d_tile + n * M;
+                std::fill(drive.begin(), drive.end(), 0.0f);
+                for (int64_t p = f.start[n]; p < f.start[n + 1]; ++p) drive[f.token[p]] = d_x[p] + row[f.token[p]];
+                std::copy(drive.begin(), drive.end(), row);
+            }
+        }
+    }
+}
+
 // LayerNorm without parameters, in place
 void layer_norm(float* x, int64_t D) {
     double mean = 0, square = 0;
@@ -329,7 +349,7 @@ void step(const Maps& maps, const float* cosine, const float* sine, float* rho, 
 #define BDH_TEXT(x) BDH_TEXT_(x)
 
 extern const Kernels kernels = {BDH_TEXT(BDH_ISA), count,         collect_and_rotate, expand_and_rotate, gate,
-                                decode,            gate_backward, fire_backward,      step};
+                                decode,            gate_backward, fire_backward,      drive_gradient,    step};
 
 }  // namespace BDH_ISA
 }  // namespace bdh

@@ -65,6 +65,11 @@ struct Kernels {
                           int64_t T, const float* encoder, const float* v, float* d_encoder, float* d_v,
                           int threads);
 
+    // the first half of fire_backward alone, for dense products to follow: d_tile becomes the gradient of the drive,
+    // which is zero where nothing fires
+    void (*drive_gradient)(const Firing& f, const float* d_x, float* d_tile, const float* cosine, const float* sine,
+                           int64_t T, int threads);
+
     // one token through one level: v (D) is replaced, rho (H, K, D) is read, then written, at firing pairs only
     void (*step)(const Maps& maps, const float* cosine, const float* sine, float* rho, float* v, int threads);
 };

@@ -117,6 +117,15 @@ void fire_backward(Starts start, Tokens token, ConstVector x, ConstVector d_x, M
                               v.data(), d_encoder.data(), d_v.data(), threads);
 }
 
+void drive_gradient(Starts start, Tokens token, ConstVector x, ConstVector d_x, Matrix d_tile, ConstMatrix cosine,
+                    ConstMatrix sine, int threads) {
+    const bdh::Firing f = firing(start, token, x, d_tile.shape(1), 0);
+    require(static_cast<int64_t>(d_tile.shape(0)) == f.neurons && d_x.shape(0) == x.shape(0), "d_tile (K, M), d_x (nnz)");
+    check_phases(cosine, sine, f.neurons, f.tokens);
+    nb::gil_scoped_release release;
+    bdh::best().drive_gradient(f, d_x.data(), d_tile.data(), cosine.data(), sine.data(), columns(cosine), threads);
+}
+
 void step(Array<const float, 3> encoder, Array<const float, 3> encoder_v, Array<const float, 3> decoder,
           ConstVector cosine, ConstVector sine, Array<float, 4> rho, Matrix v, int threads) {
     const bdh::Maps maps = {static_cast<int64_t>(encoder.shape(0)), static_cast<int64_t>(encoder.shape(1)),
@@ -153,5 +162,7 @@ NB_MODULE(_native, m) {
           "d_out"_a, "seed"_a, "rate"_a, "d_encoder_v"_a, "d_decoder"_a, "d_a"_a, "d_x"_a, "threads"_a);
     m.def("fire_backward", &fire_backward, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
           "encoder"_a, "v"_a, "d_encoder"_a, "d_v"_a, "threads"_a);
+    m.def("drive_gradient", &drive_gradient, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
+          "threads"_a);
     m.def("step", &step, "encoder"_a, "encoder_v"_a, "decoder"_a, "cosine"_a, "sine"_a, "rho"_a, "v"_a, "threads"_a);
 }

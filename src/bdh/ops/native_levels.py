@@ -30,6 +30,8 @@ TILE = 2**19
 """Entries of a tile: 2 MiB, the second-level cache of a core."""
 MOST_TOKENS = 1024
 """Tokens of a tile at most; the kernels take up to 4,096."""
+DENSE_ABOVE = 0.35
+"""Density of x beyond which dense products give the gradients of the drive faster than sums over entries."""
 ROWS = 2**17
 """Entries of the (tokens x D) matrices that the kernels keep at hand: 512 KiB; short rows of a batch share a tile."""
 
@@ -325,10 +327,15 @@ def _attend_backward(
         if d_after is not None:
             d_tile.addmm_(d_after[neurons], v.T)
             d_v.addmm_(tile.T, d_after[neurons])
-        native.kernels.fire_backward(
-            *f.entries, d, d_tile, *plan.phases(neurons, C), w.encoder[h, neurons], v, d_w.encoder[h, neurons], d_v,
-            plan.threads,
-        )  # fmt: skip
+        here = (h, neurons)
+        phases = plan.phases(neurons, C)
+        if len(f.x) > DENSE_ABOVE * tile.numel():
+            native.kernels.drive_gradient(*f.entries, d, d_tile, *phases, plan.threads)
+            d_w.encoder[here].addmm_(d_tile, v)
+            d_v.addmm_(d_tile.T, w.encoder[here])
+        else:
+            maps = w.encoder[here], v, d_w.encoder[here]
+            native.kernels.fire_backward(*f.entries, d, d_tile, *phases, *maps, d_v, plan.threads)
     if d_before is not None and d_after is not None:
         d_before += d_after
     return d_before
