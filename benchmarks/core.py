@@ -92,11 +92,10 @@ def decoding(model: BDH) -> dict[str, dict[str, float]]:
     """One more token after a context: by reading everything again, by state composed, by state native."""
     rows = {}
     model.eval()
-    encoders = model.step_encoders()
     for T in (64, 256, 512):
         idx = torch.randint(0, 256, (1, T))
         _, state = model.advance(idx)
-        token = torch.tensor([[32]])
+        encoders, token = model.step_encoders(state), torch.tensor([[32]])
         candidates: dict[str, Callable[[], object]] = {
             "re-read": partial(model, idx),
             "state": partial(step, model, token, state),

@@ -119,10 +119,12 @@ def step(model: BDH, idx: Tensor, state: State, encoders: ops.NeuronMajor | None
         model: the model.
         idx: (B, T) token ids.
         state: what was read before.
-        encoders: `model.step_encoders()`, which makes a single token cheaper; of the weights as they are now.
+        encoders: `model.step_encoders(state)`, which makes a single token cheaper; of the weights as they are now.
     """
+    if encoders is not None and idx.shape[1] == 1:
+        return model.step(idx, state, encoders)
     with evaluating(model):
-        logits, after = model.walk(idx, state, wants_state=True, owns_state=True, encoders=encoders)
+        logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
     assert after is not None
     return logits, after
 
@@ -167,7 +169,7 @@ def stream(
 def _stream(model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None) -> Iterator[Tensor]:
     generator = sampling.generator(idx.device)
     logits, state = prefill(model, idx, state)
-    encoders = model.step_encoders() if max_new_tokens > 1 else None
+    encoders = model.step_encoders(state) if max_new_tokens > 1 else None
     for made in range(max_new_tokens):
         token = sampling.choose(logits, generator)
         yield token

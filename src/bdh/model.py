@@ -87,10 +87,10 @@ class evaluating:  # noqa: N801 - used as a verb, like torch.no_grad
     Examples:
         >>> model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
         >>> with evaluating(model):
-        ...     model.training, torch.is_grad_enabled()
-        (False, False)
-        >>> model.training, torch.is_grad_enabled()
-        (True, True)
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -207,31 +207,21 @@ class BDH(nn.Module):
         *,
         wants_state: bool,
         owns_state: bool = False,
-        encoders: ops.NeuronMajor | None = None,
     ) -> tuple[Tensor, State | None]:
-        """Embed, pass L times through the layer, read out: what `forward` and `advance` share.
-
-        With `owns_state` the caller gives `state` away and its memory is written to; with `encoders` too (see
-        `step_encoders`), one token takes the native step.
-        """
+        """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
         self._check_ids(idx)
         if state is not None:
             self._check_state(state, idx.shape[0])
         position = state.position if state is not None else 0
         listen = tap or _no_tap
         v = listen("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
-        rhos: list[Tensor | None] = []
-        turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
+        rhos = []
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
-        trains = self.training and tap is None and not wants_state
-        steps = encoders is not None and owns_state and tap is None and idx.shape[1] == 1
-        if trains and self._backend(v) == "native":
+        if self.training and tap is None and not wants_state and self._backend(v) == "native":
             maps = self.encoder, self.encoder_v, self.decoder
             v = ops.levels(v, *maps, n_layer=self.config.n_layer, dropout=self.config.dropout)
-        elif steps and encoders and state is not None and self._backend(v, *state.rho) == "native":
-            v = ops.step_levels(v, encoders, self.decoder, state.rho, turn)
-            rhos.extend(state.rho)
         else:
+            turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
                 rho = state.rho[level] if state is not None else None
                 v, rho = self._layer(v, rho, turn, partial(_tap_level, listen, level), wants_state, owns_state)
@@ -239,6 +229,30 @@ class BDH(nn.Module):
         logits = listen("logits", v @ self.lm_head)  # (B, T, V)
         after = State(tuple(rho for rho in rhos if rho is not None), position + idx.shape[1]) if wants_state else None
         return logits, after
+
+    def step(self, idx: Tensor, state: State, encoders: ops.NeuronMajor) -> tuple[Tensor, State]:
+        """Read one token of each sequence with the native kernels, without dropout or gradients.
+
+        Args:
+            idx: (B, 1) token ids.
+            state: given away, its memory is written to.
+            encoders: from `step_encoders`, of the weights as they are.
+
+        Returns:
+            logits (B, 1, V) and the state.
+        """
+        self._check_ids(idx)
+        self._check_state(state, idx.shape[0])
+        turn = ops.rotation(self.config.neurons_per_head, state.position, 1, like=self.encoder)
+        with torch.no_grad():
+            v = ops.step_levels(_layer_norm(self.embed(idx)), encoders, self.decoder, state.rho, turn)
+            return v @ self.lm_head, replace(state, position=state.position + 1)
+
+    def step_encoders(self, state: State) -> ops.NeuronMajor | None:
+        """Return the encoders as `step` reads them; None where it cannot be taken from this state."""
+        if self._backend(self.encoder, *state.rho) != "native":
+            return None
+        return ops.neuron_major(self.encoder, self.encoder_v)
 
     def _layer(
         self, v: Tensor, rho: Tensor | None, turn: Tensor, tap: Tap, wants_state: bool, owns_rho: bool
@@ -255,10 +269,6 @@ class BDH(nn.Module):
         xy = tap("xy_sparse", x * y)
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", _layer_norm(v + _layer_norm(write))), rho
-
-    def step_encoders(self) -> ops.NeuronMajor | None:
-        """Return the encoders as the native one-token step reads them; None where it cannot be taken."""
-        return ops.neuron_major(self.encoder, self.encoder_v) if self._backend(self.encoder) == "native" else None
 
     def _backend(self, *tensors: Tensor) -> str:
         return ops.levels_backend(*tensors, sparsity=self.config.sparsity)
@@ -328,8 +338,6 @@ class BDH(nn.Module):
         self.embed.weight.data[:kept] = embed.data[:kept]
         self.lm_head.data[:, :kept] = lm_head.data[:, :kept]
         self.config = config
-
-    # --- checks ---------------------------------------------------------------------------------------------
 
     def as_ids(self, text_or_idx: str | bytes | Tensor) -> Tensor:
         """Return the UTF-8 bytes of a text as token ids (1, T) on the model's device; ids pass through.

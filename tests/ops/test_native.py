@@ -303,7 +303,7 @@ class TestStep:
                 model.decoder *= 5
                 idx = torch.randint(0, 256, (B, 9), generator=torch.Generator().manual_seed(0))
                 _, state = model.advance(idx)
-                encoders, own = model.step_encoders(), State(tuple(rho.clone() for rho in state.rho), 9)
+                encoders, own = model.step_encoders(state), State(tuple(rho.clone() for rho in state.rho), 9)
                 for token in (3, 4, 5):
                     now = torch.full((B, 1), token)
                     expected, state = model.advance(now, state)
@@ -346,3 +346,11 @@ class TestStep:
         with ops.using("composed"):
             expected = model.generate(idx, 6, temperature=0)
         assert torch.equal(model.generate(idx, 6, temperature=0), expected)
+
+    def test_a_state_stored_otherwise_takes_the_composed_step(self) -> None:
+        model = BDH.from_seed(shape(), 0).eval()
+        _, state = model.advance(torch.tensor([[1, 2, 3]]))
+        assert model.step_encoders(state) is not None
+        assert model.step_encoders(state.to(dtype=torch.bfloat16)) is None
+        tokens = list(model.stream(torch.tensor([[4]]), 5, temperature=0, state=state.to(dtype=torch.bfloat16)))
+        assert len(tokens) == 5
