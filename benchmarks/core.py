@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from bdh import BDH, ops, preset
+from bdh import BDH, BDHConfig, ops, preset
 from bdh.generate import step
 from bdh.ops import parallel, reference
 from bdh.ops.memory import keep_freed_memory
@@ -115,10 +115,12 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{ops.levels_path()}; torch {torch.__version__}; freed memory is kept for all candidates")
     nano, large = BDH(preset("nano")), BDH(preset("25m", dropout=0.0))
+    middle = BDH(BDHConfig(n_layer=4, n_embd=128, n_head=4, mlp_internal_dim_multiplier=32, dropout=0.0))
     found: dict[str, dict[str, dict[str, float]]] = {
         "attention of one head, forward and backward, ms": attention(64, 512) | attention(256, 8192),
         "training step at random initialisation, ms": {
             "nano B=8 T=128": training(nano, 8, 128),
+            "4096x128x4 B=8 T=256": training(middle, 8, 256),
             "25m B=1 T=256": training(large, 1, 256),
         },
     }
@@ -128,6 +130,7 @@ def main() -> None:
     found["planted density"] = densities
     found["training step at planted density, ms"] = {
         "nano B=8 T=128": training(nano, 8, 128),
+        "4096x128x4 B=8 T=256": training(middle, 8, 256),
         "25m B=1 T=256": training(large, 1, 256),
     }
     found["one more token at planted density, ms"] = decoding(large)
