@@ -124,10 +124,9 @@ def main() -> None:
             "25m B=1 T=256": training(large, 1, 256),
         },
     }
-    densities = {
-        name: plant(model, torch.randint(0, 256, (1, 128))) for name, model in (("nano", nano), ("25m", large))
-    }
-    found["planted density"] = densities
+    idx = torch.randint(0, 256, (1, 128))
+    sizes = {"nano": nano, "4096x128x4": middle, "25m": large}
+    found["planted density"] = {name: plant(model, idx) for name, model in sizes.items()}
     found["training step at planted density, ms"] = {
         "nano B=8 T=128": training(nano, 8, 128),
         "4096x128x4 B=8 T=256": training(middle, 8, 256),
