@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     Every activation is freed and allocated again within a step. By default glibc maps each block above
     32 MiB anew, and the system clears its pages one fault at a time, which costs several times the
-    arithmetic done on them (docs/LOG.md). Peak memory is unchanged; it is not given back between steps.
+    arithmetic done on them (docs/LOG.md). The price: memory once taken is not given back between steps.
 
     Returns:
         Whether the setting took effect (glibc only; elsewhere nothing is done).
