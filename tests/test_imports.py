@@ -26,6 +26,7 @@ RANK = {
     "train": 4,
     "generate": 4,
     "lens": 4,
+    "parsing": 5,
     "cli": 6,
     "__main__": 7,
     "__init__": 7,

@@ -6,14 +6,9 @@ Exit codes: 0 done, 1 the work failed, 2 the user's mistake (one line on stderr)
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
 import functools
-import io
-import itertools
 import json as jsonlib
 import os
-import re
 import shlex
 import sys
 import warnings
@@ -30,6 +25,7 @@ from bdh import generate as generation
 from bdh.config import BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus, load_corpus
 from bdh.model import BDH
+from bdh.parsing import parse
 from bdh.train import NonFiniteError, Reporter, Run, fit
 from bdh.train.run import environment, read_facts
 
@@ -285,53 +281,8 @@ def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"bdh {__version__}")
         return 0
-    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else "see bdh --help"
-        raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}; {hint}")
-    commands = {name: _deferred(function) for name, function in COMMANDS.items()}
-    if argv[:1] == ["train"]:
-        commands["train"] = functools.partial(commands["train"], args=_train_defaults(argv))
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            call = tyro.extras.subcommand_cli_from_dict(
-                commands,
-                prog="bdh",
-                description="Baby Dragon Hatchling: train it, let it speak, look inside.",
-                args=argv,
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise ValueError(_one_line(errors.getvalue(), argv)) from None
-        raise
-    code: int = call()
-    return code
-
-
-def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """Let the parser build the call without making it, so that only parsing errors are rewritten."""
-
-    @functools.wraps(function)
-    def parsed(*args: Any, **kwargs: Any) -> Callable[[], int]:
-        return functools.partial(function, *args, **kwargs)
-
-    return parsed
-
-
-def _one_line(box: str, argv: list[str]) -> str:
-    """Say what the parser's framed message says in one line."""
-    rows = [row.strip("│| ") for row in box.splitlines()[1:]]  # the first row is the frame's title
-    groups = itertools.groupby(rows, key=lambda row: set(row) <= set("─-╭╮╰╯+"))
-    sections = [list(group) for is_rule, group in groups if not is_rule]
-    message = " ".join(sections[0]) if sections else "cannot be read"
-    message = re.sub(r"Error parsing (__tyro-dummy-inner__\S*?|args\.\w+): ", "", message)
-    near = [
-        row.split()[0] for group in sections if group[0] == "Perhaps you meant:" for row in group if "--" in row[:2]
-    ]
-    hint = f"did you mean {near[0]}? " if near else ""
-    command = f"bdh {argv[0]} --help" if argv and argv[0] in COMMANDS else "bdh --help"
-    return f"{message} ({hint}see {command})"
+    defaults = {"train": {"args": _train_defaults(argv)}} if argv[:1] == ["train"] else {}
+    return parse(argv, COMMANDS, defaults)()
 
 
 def _train_defaults(argv: list[str]) -> TrainArgs:
