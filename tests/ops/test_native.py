@@ -1,5 +1,7 @@
 """The native back end against the composed levels in float64: forward, gradients, every instruction set."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bdh import BDH, BDHConfig, State, generate, ops
-from bdh.ops import native, native_levels
+from bdh.mechanisms import k_winners
+from bdh.ops import native, native_levels, native_plan
 from tolerances import CONTROL, SAME, error
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"native back end {native.why_not}")
@@ -121,7 +124,7 @@ def test_dense_and_sparse_gradients_of_the_drive_agree(above: float, T: int, mon
 
 def test_large_batches_of_short_rows_are_cut_into_groups() -> None:
     config = shape(D=16, multiplier=2, L=1)
-    plan = native_levels._Plan(600, 7, config.n_head, config.neurons_per_head, config.n_embd)
+    plan = native_plan.Plan(600, 7, config.n_head, config.neurons_per_head, config.n_embd)
     assert len(plan.rows) == 5
     check(results(entry(config, 600, 7), weights(config), config))
 
@@ -150,14 +153,14 @@ def test_what_does_not_fit_is_computed_again_to_the_same_bits(
 
 def test_a_lost_state_between_chunks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     config = shape(D=16, multiplier=16)
-    monkeypatch.setattr(native_levels._Plan, "to_next_frame", lambda self, rho, direction=1: rho)
+    monkeypatch.setattr(native_plan.Plan, "to_next_frame", lambda self, rho, direction=1: rho)
     found = results(entry(config, 2, 131), weights(config), config)
     assert error(found["native"][0], found["truth"][0]) > CONTROL
 
 
 @pytest.mark.parametrize("tile", [64, 1000])
 def test_neurons_are_cut_into_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_levels, "TILE", tile)
+    monkeypatch.setattr(native_plan, "TILE", tile)
     config = shape()
     check(results(entry(config, 2, 21), weights(config), config))
 
@@ -240,7 +243,7 @@ class TestDropout:
         """With one output per entry: a decoder that adds up all activity shows how much was kept, on average."""
         config = shape(D=64, H=1, multiplier=32, L=1)
         torch.manual_seed(0)
-        entries = native_levels._Dropout(3, 0.25)
+        entries = native_plan.Dropout(3, 0.25)
         assert entries.of((0, 0, 0), 0)[1] == 0.25
         v, maps = entry(config, 8, 30), weights(config)
         dropped = torch.stack([self.run(seed, 0.25, v, *maps) for seed in range(40)]).mean(0)
@@ -265,24 +268,96 @@ class TestDropout:
 def test_the_model_uses_it_where_it_can() -> None:
     model = BDH.from_seed(shape(), 0)
     idx = torch.arange(40)[None]
-    assert ops.levels_backend(model.encoder, sparsity=None) == "native"
+    assert ops.levels_backend(model.encoder) == "native"
     with ops.using("composed"):
-        assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
+        assert ops.levels_backend(model.encoder) == "composed"
         expected = model(idx)[0]
     assert error(model(idx)[0], expected) <= FORWARD
-    assert ops.levels_backend(model.encoder, sparsity=0.8) == "composed"
-    assert ops.levels_backend(model.encoder.double(), sparsity=None) == "composed"
+    assert ops.levels_backend(model.encoder.double()) == "composed"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
+        assert ops.levels_backend(model.encoder) == "native"
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert ops.levels_backend(model.encoder) == "composed"
     with pytest.raises(ValueError, match="expected one of auto, native, composed"), ops.using("magic"):
         pass
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("shape", [(4, 256, 72), (3, 37, 50), (2, 16, 5), (1, 1, 1)])
+def test_transposition(name: str, shape: tuple[int, int, int]) -> None:
+    before = native.instruction_set()
+    if not native.kernels.choose(name):
+        pytest.skip(f"this processor has no {name}")
+    try:
+        given, out = torch.randn(shape), torch.full((shape[0], shape[2], shape[1]), torch.nan)
+        native.kernels.transpose(given, out, 2)
+        assert torch.equal(out, given.mT)
+    finally:
+        native.kernels.choose(before)
+
+
+class TestWinners:
+    """k winners take all, in the kernels."""
+
+    @given(
+        K=st.integers(1, 40), M=st.integers(1, 37), k=st.integers(1, 40), levels=st.sampled_from([2, 5, 1000]),
+        name=st.sampled_from(["avx512", "avx2", "portable"]), threads=st.integers(1, 3),
+    )  # fmt: skip
+    def test_equals_the_mechanism(self, K: int, M: int, k: int, levels: int, name: str, threads: int) -> None:
+        # few distinct values make many ties
+        drive = torch.randint(-levels, levels + 1, (K, M), generator=torch.Generator().manual_seed(M)) / levels
+        expected = k_winners(drive.T, min(k, K)).T
+        before = native.instruction_set()
+        native.kernels.choose(name)
+        try:
+            native.kernels.keep_winners(drive, k, threads)
+        finally:
+            native.kernels.choose(before)
+        assert torch.equal(drive.relu(), expected)
+
+    def test_not_a_number_stays(self) -> None:
+        drive = torch.randn(20, 3)
+        drive[7, 1], drive[9, 1] = torch.nan, -torch.tensor(torch.nan)
+        native.kernels.keep_winners(drive, 1, 1)
+        assert drive.isnan().nonzero().tolist() == [[7, 1], [9, 1]]
+
+    def test_a_model_trains_with_them(self) -> None:
+        config = replace(shape(), sparsity=0.9)
+        found = {}
+        for backend in ("native", "composed"):
+            model, idx = BDH.from_seed(config, 0), torch.arange(60).view(2, 30)
+            with ops.using(backend):
+                logits, loss = model(idx, idx)
+            loss.backward()
+            found[backend] = [logits, *(p.grad for p in model.parameters())]
+        assert all(error(*pair) <= FORWARD for pair in zip(*found.values(), strict=True))
+        natural = BDH.from_seed(shape(), 0)(idx)[0]
+        assert error(natural, found["composed"][0]) > CONTROL
+
+
+def test_autocast_rounds_the_factors_of_dense_products() -> None:
+    config, found = shape(D=64, multiplier=16), {}
+    v, maps = entry(config, 2, 64), weights(config)
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    for rounded in (False, True):
+        inputs = [t.clone().requires_grad_() for t in (v, *maps)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
+            out = native_levels.levels(*inputs, n_layer=config.n_layer)
+        assert out.dtype == torch.float32
+        pull = torch.linspace(-1, 1, out.numel()).view_as(out)
+        found[rounded] = [out, *torch.autograd.grad(out, inputs, pull)]
+        assert settings.fp32_precision == before
+    for exact, near in zip(found[False], found[True], strict=True):
+        assert (near - exact).norm() <= SAME[torch.bfloat16] * exact.norm()
+        assert (near - exact).norm() > 0 or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "kernels", None)
     monkeypatch.setattr(native, "why_not", "not built (test)")
     model = BDH.from_seed(shape(), 0)
-    assert ops.levels_backend(model.encoder, sparsity=None) == "composed"
+    assert ops.levels_backend(model.encoder) == "composed"
     with ops.using("native"), pytest.raises(ValueError, match=r"not built \(test\)"):
         model(torch.arange(4)[None])
 

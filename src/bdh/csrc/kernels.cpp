@@ -23,6 +23,27 @@ inline float keep(const Dropout& drop, int64_t n, int64_t m, int64_t M) {
     return u >= drop.rate ? 1 / (1 - drop.rate) : 0;
 }
 
+void transpose_matrix(const float* in, int64_t rows, int64_t columns, float* out, int threads) {
+    constexpr int64_t AHEAD = 4 * W;  // no prefetcher of the processor follows this many rows at once
+    constexpr int64_t BLOCK = 256;    // rows of a block, which stays in the second-level cache
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (int64_t first = 0; first < rows; first += BLOCK)
+        for (int64_t c = 0; c < columns; c += W) {
+            const int64_t last = std::min(rows, first + BLOCK);
+            int64_t r = first;
+            vec square[W];
+            for (; c + W <= columns && r + W <= last; r += W) {
+                const float* from = in + r * columns + c;
+                for (int i = 0; i < W; ++i) __builtin_prefetch(from + i * columns + AHEAD);
+                for (int i = 0; i < W; ++i) square[i] = load(from + i * columns);
+                transpose(square);
+                for (int i = 0; i < W; ++i) store(out + (c + i) * rows + r, square[i]);
+            }
+            for (; r < last; ++r)
+                for (int64_t i = c; i < std::min(columns, c + W); ++i) out[i * rows + r] = in[r * columns + i];
+        }
+}
+
 void count(const float* tile, int64_t K, int64_t M, int64_t* start, int threads) {
     start[0] = 0;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -31,6 +52,46 @@ void count(const float* tile, int64_t K, int64_t M, int64_t* start, int threads)
         int32_t fires = 0;
         for (int64_t m = 0; m < M; ++m) fires += row[m] <= 0 ? 0 : 1;
         start[n + 1] = fires;
+    }
+}
+
+// The k largest entries of each column and, of those, the positive ones stay; ties go to the lower row, NaN stays.
+// Positive floats are ordered as their bits are, so the k-th largest is found by halving the range of the bits.
+void keep_winners(float* tile, int64_t K, int64_t M, int64_t k, int threads) {
+    typedef int32_t bits __attribute__((vector_size(4 * W)));
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<bits> block(K);
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; m += W) {
+            const int64_t lanes = std::min<int64_t>(W, M - m);
+            for (int64_t n = 0; n < K; ++n) {
+                vec value{};
+                std::memcpy(&value, tile + n * M + m, lanes * sizeof(float));
+                const bits nan = value != value, raw = reinterpret_cast<const bits&>(value);
+                block[n] = nan ? bits{} + INT32_MAX : raw;
+            }
+            bits low{}, high = bits{} + INT32_MAX, above{};  // the k-th largest lies in [low, high]
+            for (int step = 0; step < 31; ++step) {
+                const bits middle = low + (high - low) / 2;
+                above = bits{};
+                for (const bits& b : block) above -= b > middle;
+                const bits fewer = above < static_cast<int32_t>(k);
+                high = fewer ? middle : high;
+                low = fewer ? low : middle + 1;
+            }
+            above = bits{};
+            for (const bits& b : block) above -= b > high;
+            const bits room = static_cast<int32_t>(k) - above;
+            bits tied{};
+            for (int64_t n = 0; n < K; ++n) {
+                const bits same = block[n] == high;
+                tied -= same;
+                const bits stays = (block[n] > high) | (same & (tied <= room)) | (block[n] == INT32_MAX);
+                for (int64_t l = 0; l < lanes; ++l)
+                    if (!stays[l]) tile[n * M + m + l] = 0;
+            }
+        }
     }
 }
 
@@ -136,15 +197,23 @@ void decode(const Firing& f, const float* gate, const float* decoder, Dropout dr
     {
         int64_t first, last;
         share(f.neurons, first, last);
-        float* mine = copies.data() + omp_get_thread_num() * size;
-        Group group;
+        float* mine = copies.cleared(omp_get_thread_num(), size);
+        Group group(M);
         for (int64_t g = first; g < last; g += Group::SIZE) {
             const int64_t neurons = std::min(Group::SIZE, last - g);
-            group.reset(M);
-            for (int64_t n = g; n < g + neurons; ++n, group.next_neuron())
-                for (int64_t p = f.start[n]; p < f.start[n + 1]; ++p)
-                    if (!(gate[p] <= 0)) group.add(f.token[p], f.x[p] * gate[p] * keep(drop, n, f.token[p], M));
-            sweep<false, true>(group, M, D, nullptr, nullptr, decoder + g * D, mine);
+            group.reset();
+            for (int64_t n = g; n < g + neurons; ++n) {
+                uint32_t* at = group.at + group.count;
+                float* factor = group.factor[0] + group.count;
+                int64_t open = 0;
+                for (int64_t p = f.start[n]; p < f.start[n + 1]; ++p) {
+                    at[open] = f.token[p] * S;
+                    factor[open] = f.x[p] * gate[p] * keep(drop, n, f.token[p], M);
+                    open += gate[p] <= 0 ? 0 : 1;  // no branch: half of them would be guessed wrong
+                }
+                group.next_neuron(open);
+            }
+            sweep<false, true>(group, group.factor[0], M, D, nullptr, nullptr, decoder + g * D, mine);
         }
 #pragma omp barrier
         add_packed(copies.data(), omp_get_num_threads(), M, D, out);
@@ -157,37 +226,42 @@ void gate_backward_of(const Firing& f, const float* gate, const float* encoder_v
                       int threads) {
     const int64_t D = f.width, M = f.tokens, size = strips(D) * M * S;
     Buffer copies(threads * size), packed_a(size, 32), packed_d_out(size, 16);
-    pack(a, M, D, packed_a.data());
-    pack(d_out, M, D, packed_d_out.data());
 #pragma omp parallel num_threads(threads)
     {
+        pack(a, M, D, packed_a.data());
+        pack(d_out, M, D, packed_d_out.data());
         int64_t first, last;
         share(f.neurons, first, last);
-        float* mine = copies.data() + omp_get_thread_num() * size;
-        Group by_output, by_gate;
+        float* mine = copies.cleared(omp_get_thread_num(), size);
+        Group group(M);
         std::vector<int64_t> open(M);
         std::vector<float> d_xy(M);
         for (int64_t g = first; g < last; g += Group::SIZE) {
             const int64_t neurons = std::min(Group::SIZE, last - g);
-            by_output.reset(M), by_gate.reset(M);
+            group.reset();
             for (int64_t n = 0; n < neurons; ++n) {
                 int64_t count = 0;
                 for (int64_t p = f.start[g + n]; p < f.start[g + n + 1]; ++p) {
                     d_x[p] = 0;
-                    if (!(gate[p] <= 0)) open[count++] = p;
+                    open[count] = p;
+                    count += gate[p] <= 0 ? 0 : 1;
                 }
                 dots<NV>(decoder + (g + n) * D, d_out, D, count, [&](int64_t e) { return f.token[open[e]]; }, d_xy.data());
+                uint32_t* at = group.at + group.count;
+                float *by_output = group.factor[0] + group.count, *by_gate = group.factor[1] + group.count;
                 for (int64_t e = 0; e < count; ++e) {
                     const int64_t p = open[e];
                     const float kept = keep(drop, g + n, f.token[p], M), d = kept * d_xy[e];
-                    by_output.add(f.token[p], kept * f.x[p] * gate[p]);
-                    by_gate.add(f.token[p], d * f.x[p]);
+                    at[e] = f.token[p] * S;
+                    by_output[e] = kept * f.x[p] * gate[p];
+                    by_gate[e] = d * f.x[p];
                     d_x[p] = d * gate[p];
                 }
-                by_output.next_neuron(), by_gate.next_neuron();
+                group.next_neuron(count);
             }
-            sweep<true, false>(by_output, M, D, packed_d_out.data(), d_decoder + g * D, nullptr, nullptr);
-            sweep<true, true>(by_gate, M, D, packed_a.data(), d_encoder_v + g * D, encoder_v + g * D, mine);
+            sweep<true, false>(group, group.factor[0], M, D, packed_d_out.data(), d_decoder + g * D, nullptr, nullptr);
+            sweep<true, true>(group, group.factor[1], M, D, packed_a.data(), d_encoder_v + g * D, encoder_v + g * D,
+                              mine);
         }
 #pragma omp barrier
         add_packed(copies.data(), omp_get_num_threads(), M, D, d_a);
@@ -198,23 +272,28 @@ void fire_backward(const Firing& f, const float* d_x, float* d_tile, const float
                    const float* encoder, const float* v, float* d_encoder, float* d_v, int threads) {
     const int64_t D = f.width, M = f.tokens, size = strips(D) * M * S;
     Buffer copies(threads * size), packed_v(size, 32);
-    pack(v, M, D, packed_v.data());
 #pragma omp parallel num_threads(threads)
     {
+        pack(v, M, D, packed_v.data());
         int64_t first, last;
         share(f.neurons, first, last);
-        float* mine = copies.data() + omp_get_thread_num() * size;
-        Group group;
+        float* mine = copies.cleared(omp_get_thread_num(), size);
+        Group group(M);
         for (int64_t g = first; g < last; g += Group::SIZE) {
             const int64_t neurons = std::min(Group::SIZE, last - g);
-            group.reset(M);
-            for (int64_t n = g; n < g + neurons; ++n, group.next_neuron()) {
+            group.reset();
+            for (int64_t n = g; n < g + neurons; ++n) {
                 float* row = d_tile + n * M;
                 if (n % 2 == 0) rotate_pair<-1>(row, row + M, cosine + n / 2 * T, sine + n / 2 * T, M, T);
-                for (int64_t p = f.start[n]; p < f.start[n + 1]; ++p)
-                    group.add(f.token[p], d_x[p] + row[f.token[p]]);
+                const int64_t fired = f.start[n + 1] - f.start[n];
+                const uint16_t* token = f.token + f.start[n];
+                const float* direct = d_x + f.start[n];
+                uint32_t* at = group.at + group.count;
+                float* factor = group.factor[0] + group.count;
+                for (int64_t e = 0; e < fired; ++e) at[e] = token[e] * S, factor[e] = direct[e] + row[token[e]];
+                group.next_neuron(fired);
             }
-            sweep<true, true>(group, M, D, packed_v.data(), d_encoder + g * D, encoder + g * D, mine);
+            sweep<true, true>(group, group.factor[0], M, D, packed_v.data(), d_encoder + g * D, encoder + g * D, mine);
         }
 #pragma omp barrier
         add_packed(copies.data(), omp_get_num_threads(), M, D, d_v);
@@ -279,6 +358,7 @@ template <int NV>
 void step_of(const Maps& maps, const float* cosine, const float* sine, float* rho, float* v, int threads) {
     const int64_t H = maps.heads, K = maps.neurons, D = maps.width;
     Buffer x(H * K), reads(threads * H * D), writes(threads * D);
+    reads.cleared(0, threads * H * D), writes.cleared(0, threads * D);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
@@ -348,8 +428,8 @@ void step(const Maps& maps, const float* cosine, const float* sine, float* rho, 
 #define BDH_TEXT_(x) #x
 #define BDH_TEXT(x) BDH_TEXT_(x)
 
-extern const Kernels kernels = {BDH_TEXT(BDH_ISA), count,         collect_and_rotate, expand_and_rotate, gate,
-                                decode,            gate_backward, fire_backward,      drive_gradient,    step};
+extern const Kernels kernels = {BDH_TEXT(BDH_ISA), transpose_matrix, keep_winners, count, collect_and_rotate, expand_and_rotate, gate,
+                                decode, gate_backward, fire_backward, drive_gradient, step};
 
 }  // namespace BDH_ISA
 }  // namespace bdh

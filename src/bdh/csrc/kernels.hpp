@@ -37,6 +37,13 @@ struct Maps {
 struct Kernels {
     const char* name;
 
+    // out (columns, rows) = the transpose of in (rows, columns)
+    void (*transpose)(const float* in, int64_t rows, int64_t columns, float* out, int threads);
+
+    // zero all but the k largest entries of each column of the tile (K, M) and, of those, what is not positive; ties go
+    // to the lower row
+    void (*keep_winners)(float* tile, int64_t K, int64_t M, int64_t k, int threads);
+
     // count the firing entries (> 0) of each neuron: start[n+1] = count of neuron n
     void (*count)(const float* tile, int64_t K, int64_t M, int64_t* start, int threads);
 

@@ -41,6 +41,21 @@ void check_phases(const ConstMatrix& cosine, const ConstMatrix& sine, int64_t K,
             "cosine and sine (K/2, T), M a multiple of T");
 }
 
+void transpose(Array<const float, 3> in, Array<float, 3> out, int threads) {
+    require(out.shape(0) == in.shape(0) && out.shape(1) == in.shape(2) && out.shape(2) == in.shape(1),
+            "in (H, R, C) and out (H, C, R)");
+    const int64_t R = in.shape(1), C = in.shape(2);
+    nb::gil_scoped_release release;
+    for (size_t h = 0; h < in.shape(0); ++h)
+        bdh::best().transpose(in.data() + h * R * C, R, C, out.data() + h * R * C, threads);
+}
+
+void keep_winners(Matrix tile, int64_t k, int threads) {
+    require(k >= 1, "k >= 1");
+    nb::gil_scoped_release release;
+    bdh::best().keep_winners(tile.data(), tile.shape(0), tile.shape(1), k, threads);
+}
+
 int64_t count(Matrix tile, Array<int64_t, 1> start, int threads) {
     const int64_t K = tile.shape(0), M = tile.shape(1);
     require(static_cast<int64_t>(start.shape(0)) == K + 1, "start (K+1)");
@@ -150,6 +165,8 @@ NB_MODULE(_native, m) {
     m.doc() = "Sparse CPU kernels; see kernels.hpp for what each computes.";
     m.def("instruction_set", [] { return bdh::best().name; });
     m.def("choose", &bdh::choose, "name"_a, "Use the kernels of this instruction set; false if they do not run here.");
+    m.def("transpose", &transpose, "in"_a, "out"_a, "threads"_a);
+    m.def("keep_winners", &keep_winners, "tile"_a, "k"_a, "threads"_a);
     m.def("count", &count, "tile"_a, "start"_a, "threads"_a);
     m.def("collect_and_rotate", &collect_and_rotate, "tile"_a, "start"_a, "token"_a, "x"_a, "cosine"_a, "sine"_a,
           "threads"_a);

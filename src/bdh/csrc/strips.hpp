@@ -39,6 +39,22 @@ inline float sum(vec v) {
 #endif
 }
 
+// r[i][l] <-> r[l][i] of a square of W vectors: halves that lie off the diagonal change places, then quarters, ...
+template <int STEP = W / 2>
+inline void transpose(vec* r) {
+    typedef int32_t lanes __attribute__((vector_size(4 * W)));
+    lanes low, high;
+    for (int l = 0; l < W; ++l) low[l] = l & STEP ? W + l - STEP : l, high[l] = l & STEP ? W + l : l + STEP;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+        if (i & STEP) continue;
+        const vec a = r[i], b = r[i + STEP];
+        r[i] = __builtin_shuffle(a, b, low);
+        r[i + STEP] = __builtin_shuffle(a, b, high);
+    }
+    if constexpr (STEP > 1) transpose<STEP / 2>(r);
+}
+
 // NV vectors of a row of width D = NV * W, known at compile time; NV = 0 is any width
 template <int NV>
 inline float dot(const float* a, const float* b, int64_t D) {
@@ -84,7 +100,7 @@ constexpr int64_t S = V * W;      // floats of a strip
 constexpr int64_t BLOCK = 64;     // tokens of a block: with V = 4, two blocks of strips take 32 KiB under AVX-512
 constexpr int64_t MOST_BLOCKS = 64;
 
-// Zeroed floats on a cache line: vectors must not straddle lines. `shift` lines set buffers that are used side by side
+// Floats on a cache line: vectors must not straddle lines. `shift` lines set buffers that are used side by side
 // apart, since loads wait for earlier stores whose address has the same last 12 bits.
 class Buffer {
   public:
@@ -92,12 +108,16 @@ class Buffer {
         : memory_(static_cast<float*>(std::aligned_alloc(LINE, (size * 4 + (shift + 1) * LINE) / LINE * LINE))),
           data_(memory_ + shift * LINE / 4) {
         if (!memory_) throw std::bad_alloc();
-        std::memset(data_, 0, size * sizeof(float));
     }
     ~Buffer() { std::free(memory_); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
     float* data() const { return data_; }
+    // the `part`-th of equal parts, cleared: each thread clears its own, while it is the only one to write there
+    float* cleared(int64_t part, int64_t size) const {
+        std::memset(data_ + part * size, 0, size * sizeof(float));
+        return data_ + part * size;
+    }
 
   private:
     static constexpr int64_t LINE = 64;
@@ -105,34 +125,37 @@ class Buffer {
     float* data_;
 };
 
-// One firing entry of a neuron: its token's place in a strip, and a factor.
-struct Entry {
-    uint32_t at;
-    float factor;
-};
-
-// Entries of a group of neurons, neuron after neuron, tokens ascending.
+// Entries of a group of neurons, neuron after neuron, tokens ascending: `at` is the token's place in a strip, and the
+// factors of up to two sums over the same entries stand beside it.
 struct Group {
     static constexpr int64_t SIZE = 64;
-    int64_t neurons = 0, blocks = 0;
-    std::vector<Entry> entries;
+    int64_t neurons = 0, count = 0, blocks;
     uint32_t begin[SIZE][MOST_BLOCKS + 1];  // of neuron n and block b of tokens
+    uint32_t* at;
+    float* factor[2];
 
-    void reset(int64_t M) {
-        neurons = 0, blocks = (M + BLOCK - 1) / BLOCK;
-        entries.clear();
+    explicit Group(int64_t M)
+        : blocks((M + BLOCK - 1) / BLOCK), memory_(static_cast<uint32_t*>(std::malloc(3 * SIZE * M * 4))) {
+        if (!memory_) throw std::bad_alloc();
+        at = memory_;
+        for (int i = 0; i < 2; ++i) factor[i] = reinterpret_cast<float*>(memory_ + (i + 1) * SIZE * M);
     }
-    void add(int64_t token, float factor) {
-        while (block_ <= token / BLOCK) begin[neurons][block_++] = entries.size();
-        entries.push_back({static_cast<uint32_t>(token * S), factor});
-    }
-    void next_neuron() {
-        while (block_ <= blocks) begin[neurons][block_++] = entries.size();
-        block_ = 0, ++neurons;
+    ~Group() { std::free(memory_); }
+    Group(const Group&) = delete;
+    Group& operator=(const Group&) = delete;
+
+    void reset() { neurons = count = 0; }
+    // close a neuron whose `fired` places were written at `at + count`
+    void next_neuron(int64_t fired) {
+        const uint32_t *first = at + count, *last = first + fired;
+        for (int64_t b = 0; b < blocks; ++b)
+            begin[neurons][b] = std::lower_bound(b ? at + begin[neurons][b - 1] : first, last, b * BLOCK * S) - at;
+        count += fired;
+        begin[neurons++][blocks] = count;
     }
 
   private:
-    int64_t block_ = 0;
+    uint32_t* memory_;
 };
 
 inline int64_t strips(int64_t D) { return (D + S - 1) / S; }
@@ -158,8 +181,9 @@ inline void store_strip(float* p, int64_t lanes, const vec* v) {
     std::memcpy(p, padded, lanes * sizeof(float));
 }
 
-// (M, D) -> (strips, M, S)
+// (M, D) -> (strips, M, S), by all threads
 void pack(const float* rows, int64_t M, int64_t D, float* packed) {
+#pragma omp for schedule(static) collapse(2)
     for (int64_t s = 0; s < strips(D); ++s)
         for (int64_t m = 0; m < M; ++m) {
             vec v[V];
@@ -186,24 +210,24 @@ void add_packed(const float* packed, int64_t copies, int64_t M, int64_t D, float
 //   GATHER   d_weight[n] += sum_e factor_e in[e]
 //   SCATTER  out[e] += factor_e weight[n]
 template <bool GATHER, bool SCATTER>
-void sweep(const Group& group, int64_t M, int64_t D, const float* in, float* d_weight, const float* weight,
-           float* out) {
+void sweep(const Group& group, const float* factor, int64_t M, int64_t D, const float* in, float* d_weight,
+           const float* weight, float* out) {
     for (int64_t s = 0; s < strips(D); ++s) {
         const int64_t lanes = D - s * S;
         const float* source = in + s * M * S;
         float* target = out + s * M * S;
         for (int64_t b = 0; b < group.blocks; ++b)
             for (int64_t n = 0; n < group.neurons; ++n) {
-                const Entry* e = group.entries.data() + group.begin[n][b];
-                const Entry* end = group.entries.data() + group.begin[n][b + 1];
+                int64_t e = group.begin[n][b];
+                const int64_t end = group.begin[n][b + 1];
                 if (e == end) continue;
                 vec w[V], d[V];
                 if (SCATTER) load_strip(weight + n * D + s * S, lanes, w);
                 if (GATHER) load_strip(d_weight + n * D + s * S, lanes, d);
                 for (; e < end; ++e) {
-                    const vec k = splat(e->factor);
-                    const float* row = source + e->at;
-                    float* goal = target + e->at;
+                    const vec k = splat(factor[e]);
+                    const float* row = source + group.at[e];
+                    float* goal = target + group.at[e];
                     for (int64_t i = 0; i < V; ++i) {
                         if (GATHER) d[i] += k * load(row + i * W);
                         if (SCATTER) store(goal + i * W, load(goal + i * W) + k * w[i]);

@@ -116,7 +116,7 @@ def using(backend: LevelsBackend) -> Iterator[None]:
 
     Examples:
         >>> with using("composed"):
-        ...     levels_backend(torch.zeros(1), sparsity=None)
+        ...     levels_backend(torch.zeros(1))
         'composed'
     """
     if backend not in get_args(LevelsBackend):
@@ -128,14 +128,13 @@ def using(backend: LevelsBackend) -> Iterator[None]:
         _levels_choice.reset(token)
 
 
-def levels_backend(*tensors: Tensor, sparsity: float | None) -> Literal["native", "composed"]:
+def levels_backend(*tensors: Tensor) -> Literal["native", "composed"]:
     """Return how a pass is computed that nobody taps: in training from an empty state, or one token in generation.
 
-    Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Composed: everything else.
+    Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Composed: everything else.
 
     Args:
         *tensors: tensors of the pass.
-        sparsity: the model's k-winners target.
 
     Raises:
         ValueError: native was asked for by `using`, and cannot be.
@@ -143,36 +142,37 @@ def levels_backend(*tensors: Tensor, sparsity: float | None) -> Literal["native"
     choice = _levels_choice.get()
     if choice == "composed":
         return "composed"
-    reasons = (why_composed(tensor, sparsity=sparsity) for tensor in tensors)
+    reasons = (why_composed(tensor) for tensor in tensors)
     reason = next((reason for reason in reasons if reason), None)
     if reason and choice == "native":
         raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
     return "composed" if reason else "native"
 
 
-def why_composed(like: Tensor, *, sparsity: float | None = None) -> str | None:
+def why_composed(like: Tensor) -> str | None:
     """Return why the native back end does not take a pass; None where it does."""
     if like.device.type != "cpu":
         return f"the tensors are on {like.device.type}, the kernels run on a CPU"
     if not native.available():
         return native.why_not
-    if torch.is_autocast_enabled("cpu") or like.dtype != torch.float32:
-        return "the kernels compute in float32 alone"
+    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.bfloat16
+    if like.dtype != torch.float32 or autocast != torch.bfloat16:
+        return "the kernels take float32, with or without autocast to bfloat16"
     if not like.is_contiguous():
         return "a tensor is not contiguous"
     if torch.compiler.is_compiling():
         return "torch.compile cannot look into it"
-    return None if sparsity is None else "k winners take all is not in the kernels"
+    return None
 
 
-def levels_path(like: Tensor | None = None, *, sparsity: float | None = None) -> str:
+def levels_path(like: Tensor | None = None) -> str:
     """Say in one line which path a training pass takes, and why; without arguments, one in float32 on this CPU.
 
     Examples:
         >>> levels_path(torch.zeros((), dtype=torch.float64))
-        'PyTorch operations (no native kernels: the kernels compute in float32 alone)'
+        'PyTorch operations (no native kernels: the kernels take float32, with or without autocast to bfloat16)'
     """
-    reason = why_composed(torch.zeros(()) if like is None else like, sparsity=sparsity)
+    reason = why_composed(torch.zeros(()) if like is None else like)
     if reason:
         return f"PyTorch operations (no native kernels: {reason})"
     return f"native {native.instruction_set()} kernels on {torch.get_num_threads()} threads"

@@ -17,27 +17,32 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdh.ops import native
-from bdh.ops.rotary import frequencies
+from bdh.ops.native_plan import Dropout, Fired, Level, Place, Plan, Weights
 
-TILE = 2**19
-"""Entries of a tile: 2 MiB, the second-level cache of a core."""
-MOST_TOKENS = 1024
-"""Tokens of a tile at most; the kernels take up to 4,096."""
 DENSE_ABOVE = 0.35
 """Density of x beyond which dense products give the gradients of the drive faster than sums over entries."""
-ROWS = 2**17
-"""Entries of the (tokens x D) matrices that the kernels keep at hand: 512 KiB; short rows of a batch share a tile."""
+CAUSAL = 128
+"""Scores are computed in blocks of this many tokens, up to the diagonal."""
 
 
 def levels(
-    v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, *, n_layer: int, dropout: float = 0.0
+    v: Tensor,
+    encoder: Tensor,
+    encoder_v: Tensor,
+    decoder: Tensor,
+    *,
+    n_layer: int,
+    dropout: float = 0.0,
+    winners: int | None = None,
 ) -> Tensor:
     """Pass v through all levels, from an empty state; differentiable in all tensors.
 
@@ -48,12 +53,17 @@ def levels(
         decoder: (H*K, D).
         n_layer: L.
         dropout: probability of dropping a gated activity; the choice is seeded from torch's generator.
+        winners: how many neurons of a head may fire per token (see `bdh.mechanisms.k_winners`); None is all.
+
+    Under autocast to bfloat16 the factors of the dense products (drive, scores, their gradients) are rounded to
+    bfloat16 where the processor multiplies those faster; sums, states, gate, decoder and weight gradients stay float32.
 
     Returns:
         (B, T, D).
     """
     seed = int(torch.randint(2**62, ())) if dropout else 0
-    out: Tensor = _Levels.apply(v, encoder, encoder_v, decoder, n_layer, dropout, seed)  # type: ignore[no-untyped-call]
+    settings = _Settings(n_layer, dropout, seed, winners, torch.is_autocast_enabled("cpu"))
+    out: Tensor = _Levels.apply(v, encoder, encoder_v, decoder, settings)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -65,141 +75,72 @@ def memory_budget() -> float:
         return math.inf
 
 
+@dataclass(frozen=True)
+class _Settings:
+    n_layer: int
+    dropout: float
+    seed: int
+    winners: int | None
+    rounded: bool
+
+    def dropout_of(self, level: int) -> Dropout:
+        return Dropout(self.seed + level, self.dropout)
+
+
 class _Levels(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, n_layer: int, rate: float, seed: int
+        ctx: Any, v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, settings: _Settings
     ) -> Tensor:
         H, D, K = encoder.shape
-        plan = _Plan(v.shape[0], v.shape[1], H, K, D)
-        weights = _Weights(encoder.mT.contiguous(), encoder_v.mT.contiguous(), decoder.view(H, K, D).contiguous())
+        plan = Plan(v.shape[0], v.shape[1], H, K, D, winners=settings.winners)
+        weights = Weights(_transposed(encoder), _transposed(encoder_v), decoder.contiguous().view(H, K, D))
         needed = any(ctx.needs_input_grad)
         kept, lean = [], False
-        for level in range(n_layer):
-            record = _Level.empty(v.contiguous(), H)
-            v = _forward_level(plan, weights, record, _Dropout(seed + level, rate), needed and not lean)
-            # what would not fit is dropped, and computed again when its turn comes in the backward pass
-            lean = lean or (needed and record.nbytes * n_layer > memory_budget())
-            kept.append(_Level.empty(record.v, 0) if lean else record)
+        with _dense_products(settings.rounded):
+            for level in range(settings.n_layer):
+                record = Level.empty(v.contiguous(), H)
+                v = _forward_level(plan, weights, record, settings.dropout_of(level), needed and not lean)
+                # what would not fit is dropped, and computed again when its turn comes in the backward pass
+                lean = lean or (needed and record.nbytes * settings.n_layer > memory_budget())
+                kept.append(Level.empty(record.v, 0) if lean else record)
         if needed:
-            ctx.plan, ctx.weights, ctx.kept, ctx.dropout = plan, weights, kept, (seed, rate)
+            ctx.plan, ctx.weights, ctx.kept, ctx.settings = plan, weights, kept, settings
         return v
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_v, (seed, rate), w = grads[0], ctx.dropout, ctx.weights
-        d_w = _Weights(torch.zeros_like(w.encoder), torch.zeros_like(w.encoder_v), torch.zeros_like(w.decoder))
-        while ctx.kept:
-            record = ctx.kept.pop()
-            dropout = _Dropout(seed + len(ctx.kept), rate)
-            if not record.fired:
-                record = _Level.empty(record.v, ctx.plan.H)
-                _forward_level(ctx.plan, w, record, dropout, needed=True)
-            d_v = _backward_level(ctx.plan, w, d_w, record, dropout, d_v.contiguous())
-        return d_v, d_w.encoder.mT, d_w.encoder_v.mT, d_w.decoder.flatten(0, 1), None, None, None
+        d_v, w = grads[0], ctx.weights
+        d_w = Weights(torch.zeros_like(w.encoder), torch.zeros_like(w.encoder_v), torch.zeros_like(w.decoder))
+        with _dense_products(ctx.settings.rounded):
+            while ctx.kept:
+                record = ctx.kept.pop()
+                dropout = ctx.settings.dropout_of(len(ctx.kept))
+                if not record.fired:
+                    record = Level.empty(record.v, ctx.plan.H)
+                    _forward_level(ctx.plan, w, record, dropout, needed=True)
+                d_v = _backward_level(ctx.plan, w, d_w, record, dropout, d_v.contiguous())
+        # whole tensors in the order of the parameters: autograd takes them over without a copy
+        return d_v, _transposed(d_w.encoder), _transposed(d_w.encoder_v), d_w.decoder.flatten(0, 1), None
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """The three maps, or their gradients, neuron-major (H, K, D)."""
-
-    encoder: Tensor
-    encoder_v: Tensor
-    decoder: Tensor
-
-
-@dataclass(frozen=True)
-class _Fired:
-    """What is kept of a tile, per firing entry, ordered by neuron and token."""
-
-    start: Tensor  # (J+1,) int64
-    token: Tensor  # (nnz,) uint16
-    x: Tensor  # (nnz,)
-    gate: Tensor  # (nnz,)
-
-    @property
-    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.start, self.token, self.x
-
-
-Place = tuple[int, int, int]  # group of rows, chunk of tokens, head
-
-
-@dataclass(frozen=True)
-class _Level:
-    """What is kept of a level."""
-
-    v: Tensor  # (B, T, D) at its entry
-    a: Tensor  # (H, B, T, D) read, before its norm
-    write: Tensor  # (B, T, D) decoded, before its norm
-    fired: dict[Place, list[_Fired]] = field(default_factory=dict)
-    scores: dict[Place, Tensor] = field(default_factory=dict)  # (R, C, C), strictly below the diagonal
-
-    @classmethod
-    def empty(cls, v: Tensor, H: int) -> _Level:
-        """With room for the reads of H heads; without heads it keeps nothing but v."""
-        return cls(v, v.new_empty(H, *v.shape), v.new_zeros(v.shape if H else 0))
-
-    @property
-    def nbytes(self) -> int:
-        lists = sum(t.nbytes for tile in self.fired.values() for f in tile for t in (*f.entries, f.gate))
-        return lists + sum(t.nbytes for t in (self.v, self.a, self.write, *self.scores.values()))
-
-
-@dataclass(frozen=True)
-class _Dropout:
-    seed: int
-    rate: float
-
-    def of(self, place: Place, block: int) -> tuple[int, float]:
-        """Seed of one tile, and the rate."""
-        key = self.seed
-        for part in (*place, block):
-            key = (key * 0x9E3779B97F4A7C15 + part + 1) % 2**64
-        return key, self.rate
-
-
-class _Plan:
-    """How a call is cut into tiles, and the phases of a chunk."""
-
-    def __init__(self, B: int, T: int, H: int, K: int, D: int) -> None:
-        self.H, self.K, self.D = H, K, D
-        # the quadratic form is the cheaper one up to about T = 4 D
-        self.chunk = T if min(4 * D, MOST_TOKENS) >= T else min(2 * D, MOST_TOKENS)
-        rows = max(1, min(MOST_TOKENS, ROWS // D) // T) if self.chunk == T else 1
-        per_tile = max(2, TILE // (min(rows, B) * self.chunk))
-        size = 2 * math.ceil(K / math.ceil(K / per_tile) / 2)
-        self.rows = [slice(first, min(B, first + rows)) for first in range(0, B, rows)]
-        self.tokens = [slice(first, min(T, first + self.chunk)) for first in range(0, T, self.chunk)]
-        self.neurons = [slice(first, min(K, first + size)) for first in range(0, K, size)]
-        self.threads = torch.get_num_threads()
-        angle = (frequencies(K)[:, None] * torch.arange(self.chunk, dtype=torch.float64)).frac() * (2 * math.pi)
-        self._cosine, self._sine = angle.cos().float(), angle.sin().float()  # (K/2, C)
-        turn = (frequencies(K) * self.chunk).frac() * (2 * math.pi)
-        self._chunk_turn = turn.cos().float()[:, None], turn.sin().float()[:, None]
-        self._phases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def phases(self, neurons: slice, C: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (J/2, C) of a block of neurons."""
-        if (neurons.start, C) not in self._phases:
-            pairs = slice(neurons.start // 2, neurons.stop // 2)
-            self._phases[neurons.start, C] = (
-                self._cosine[pairs, :C].contiguous(),
-                self._sine[pairs, :C].contiguous(),
-            )
-        return self._phases[neurons.start, C]
-
-    def to_next_frame(self, rho: Tensor, direction: int = 1) -> Tensor:
-        """Turn rho (K, D) from the frame of a chunk to that of the next one (-1: of the one before)."""
-        (c, s), (even, odd) = self._chunk_turn, (rho[0::2], rho[1::2])
-        s = -direction * s
-        return torch.stack((even * c - odd * s, odd * c + even * s), 1).flatten(0, 1)
+@contextmanager
+def _dense_products(rounded: bool) -> Iterator[None]:
+    """Let dense float32 products round their factors to bfloat16 or not, whatever the caller's settings are."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16" if rounded else "ieee"
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        settings.fp32_precision = before
 
 
 # --- forward ------------------------------------------------------------------------------------------------------
 
 
-def _forward_level(plan: _Plan, w: _Weights, kept: _Level, dropout: _Dropout, needed: bool) -> Tensor:
+def _forward_level(plan: Plan, w: Weights, kept: Level, dropout: Dropout, needed: bool) -> Tensor:
     D = plan.D
     for g, rows in enumerate(plan.rows):
         rho: list[Tensor | None] = [None] * plan.H
@@ -224,19 +165,23 @@ def _forward_level(plan: _Plan, w: _Weights, kept: _Level, dropout: _Dropout, ne
 
 
 def _attend(
-    plan: _Plan, encoder: Tensor, v: Tensor, C: int, rho: Tensor | None, *, wants_rho: bool
-) -> tuple[Tensor, Tensor, list[_Fired], Tensor | None]:
+    plan: Plan, encoder: Tensor, v: Tensor, C: int, rho: Tensor | None, *, wants_rho: bool
+) -> tuple[Tensor, Tensor, list[Fired], Tensor | None]:
     """Fire, collect, rotate and read one head: a (M, D), scores, what fired, and the state in the next frame."""
     M, D = v.shape
     R = M // C
     scores, a = torch.zeros(R, C, C), torch.zeros(M, D)
     after = torch.empty(plan.K, D) if wants_rho else None
     fired = []
+    drive = None
+    if plan.winners is not None:  # all neurons of the head have to be known before one of them may fire
+        drive = torch.mm(encoder, v.T)  # (K, M)
+        native.kernels.keep_winners(drive, plan.winners, plan.threads)
     for neurons in plan.neurons:
-        tile = torch.mm(encoder[neurons], v.T)  # (J, M)
+        tile = torch.mm(encoder[neurons], v.T) if drive is None else drive[neurons]  # (J, M)
         start = torch.empty(len(tile) + 1, dtype=torch.int64)
         nnz = native.kernels.count(tile, start, plan.threads)
-        f = _Fired(start, torch.empty(nnz, dtype=torch.uint16), torch.empty(nnz), torch.empty(nnz))
+        f = Fired(start, torch.empty(nnz, dtype=torch.uint16), torch.empty(nnz), torch.empty(nnz))
         native.kernels.collect_and_rotate(tile, *f.entries, *plan.phases(neurons, C), plan.threads)
         fired.append(f)
         _add_scores(scores, tile)
@@ -251,19 +196,18 @@ def _attend(
 
 
 def _add_scores(scores: Tensor, tile: Tensor) -> None:
-    """Scores (R, C, C) += q^T q of each row of the batch."""
-    R, C, _ = scores.shape
-    if R == 1:
-        scores[0].addmm_(tile.T, tile)
-    else:
-        q = tile.view(-1, R, C).transpose(0, 1)  # (R, J, C)
-        scores.baddbmm_(q.mT, q)
+    """Scores (R, C, C) += q^T q of each row of the batch; blocks above the diagonal are left out."""
+    C = scores.shape[1]
+    for r, q in enumerate(tile.split(C, dim=1)):  # (J, C)
+        for block in range(0, C, CAUSAL):
+            rows = slice(block, min(C, block + CAUSAL))
+            scores[r, rows, : rows.stop].addmm_(q[:, rows].T, q[:, : rows.stop])
 
 
 # --- backward -----------------------------------------------------------------------------------------------------
 
 
-def _backward_level(plan: _Plan, w: _Weights, d_w: _Weights, kept: _Level, dropout: _Dropout, d_out: Tensor) -> Tensor:
+def _backward_level(plan: Plan, w: Weights, d_w: Weights, kept: Level, dropout: Dropout, d_out: Tensor) -> Tensor:
     D = plan.D
     normed_write, *write_stats = _layer_norm(kept.write)
     residual = kept.v + normed_write
@@ -300,7 +244,7 @@ def _backward_level(plan: _Plan, w: _Weights, d_w: _Weights, kept: _Level, dropo
 
 
 def _attend_backward(
-    plan: _Plan, w: _Weights, d_w: _Weights, kept: _Level, place: Place, v: Tensor, C: int, rho: Tensor | None,
+    plan: Plan, w: Weights, d_w: Weights, kept: Level, place: Place, v: Tensor, C: int, rho: Tensor | None,
     d_after: Tensor | None, d_a: Tensor, d_x: list[Tensor], d_v: Tensor,
 ) -> Tensor | None:  # fmt: skip
     """Backward of `_attend`: adds to d_v and to the gradient of the encoder; returns that of the state before."""
@@ -316,11 +260,8 @@ def _attend_backward(
     for f, neurons, d in zip(kept.fired[place], plan.neurons, d_x, strict=True):
         tile = _expand(plan, f, neurons, M, C)
         d_tile = torch.empty_like(tile)
-        if R == 1:
-            torch.mm(tile, both_sides[0], out=d_tile)
-        else:
-            in_tile = (-1, R, C)
-            d_tile.view(in_tile).copy_((tile.view(in_tile).transpose(0, 1) @ both_sides).transpose(0, 1))
+        for r, (q, d_q) in enumerate(zip(tile.split(C, dim=1), d_tile.split(C, dim=1), strict=True)):
+            torch.mm(q, both_sides[r], out=d_q)
         if rho is not None and d_before is not None:
             d_tile.addmm_(rho[neurons], d_a.T)
             torch.mm(tile, d_a, out=d_before[neurons])
@@ -341,7 +282,7 @@ def _attend_backward(
     return d_before
 
 
-def _states(plan: _Plan, kept: _Level, g: int, h: int) -> list[Tensor | None]:
+def _states(plan: Plan, kept: Level, g: int, h: int) -> list[Tensor | None]:
     """Compute the state of a head before each chunk again."""
     before: list[Tensor | None] = [None]
     for c, tokens in enumerate(plan.tokens[:-1]):
@@ -354,11 +295,18 @@ def _states(plan: _Plan, kept: _Level, g: int, h: int) -> list[Tensor | None]:
     return before
 
 
-def _expand(plan: _Plan, f: _Fired, neurons: slice, M: int, C: int) -> Tensor:
+def _expand(plan: Plan, f: Fired, neurons: slice, M: int, C: int) -> Tensor:
     """Rebuild the rotated tile (J, M) from what fired."""
     tile = torch.empty(neurons.stop - neurons.start, M)
     native.kernels.expand_and_rotate(*f.entries, *plan.phases(neurons, C), tile, plan.threads)
     return tile
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """(H, R, C) to (H, C, R)."""
+    out = weight.new_empty(weight.shape[0], weight.shape[2], weight.shape[1])
+    native.kernels.transpose(weight.detach().contiguous(), out, torch.get_num_threads())
+    return out
 
 
 def _layer_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -149,7 +149,7 @@ class _Training:
         probe = self.val[0][:DENSITY_WINDOWS]
         self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
         with self._autocast():
-            path = ops.levels_path(self.model.encoder, sparsity=self.model.config.sparsity)
+            path = ops.levels_path(self.model.encoder)
         path = "torch.compile" if self.config.compile else path
         self.reporter.note(f"trains with {path}")
         first, c = self.step, self.config

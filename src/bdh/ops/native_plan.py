@@ -1,0 +1,119 @@
+"""How a pass of the native back end is cut into tiles, and what it keeps of a level for the backward pass.
+
+Shapes: B batch, T tokens, H heads, K neurons per head, D embedding; in a tile J neurons, R rows of the batch with C
+tokens each, M = R*C.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bdh.ops.rotary import frequencies
+
+TILE = 2**19
+"""Entries of a tile: 2 MiB, the second-level cache of a core."""
+MOST_TOKENS = 1024
+"""Tokens of a tile at most; the kernels take up to 4,096."""
+ROWS = 2**17
+"""Entries of the (tokens x D) matrices that the kernels keep at hand: 512 KiB; short rows of a batch share a tile."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The three maps, or their gradients, neuron-major (H, K, D)."""
+
+    encoder: Tensor
+    encoder_v: Tensor
+    decoder: Tensor
+
+
+@dataclass(frozen=True)
+class Fired:
+    """What is kept of a tile, per firing entry, ordered by neuron and token."""
+
+    start: Tensor  # (J+1,) int64
+    token: Tensor  # (nnz,) uint16
+    x: Tensor  # (nnz,)
+    gate: Tensor  # (nnz,)
+
+    @property
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.start, self.token, self.x
+
+
+Place = tuple[int, int, int]  # group of rows, chunk of tokens, head
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is kept of a level."""
+
+    v: Tensor  # (B, T, D) at its entry
+    a: Tensor  # (H, B, T, D) read, before its norm
+    write: Tensor  # (B, T, D) decoded, before its norm
+    fired: dict[Place, list[Fired]] = field(default_factory=dict)
+    scores: dict[Place, Tensor] = field(default_factory=dict)  # (R, C, C), strictly below the diagonal
+
+    @classmethod
+    def empty(cls, v: Tensor, H: int) -> Level:
+        """With room for the reads of H heads; without heads it keeps nothing but v."""
+        return cls(v, v.new_empty(H, *v.shape), v.new_zeros(v.shape if H else 0))
+
+    @property
+    def nbytes(self) -> int:
+        lists = sum(t.nbytes for tile in self.fired.values() for f in tile for t in (*f.entries, f.gate))
+        return lists + sum(t.nbytes for t in (self.v, self.a, self.write, *self.scores.values()))
+
+
+@dataclass(frozen=True)
+class Dropout:
+    seed: int
+    rate: float
+
+    def of(self, place: Place, block: int) -> tuple[int, float]:
+        """Seed of one tile, and the rate."""
+        key = self.seed
+        for part in (*place, block):
+            key = (key * 0x9E3779B97F4A7C15 + part + 1) % 2**64
+        return key, self.rate
+
+
+class Plan:
+    """How a call is cut into tiles, and the phases of a chunk."""
+
+    def __init__(self, B: int, T: int, H: int, K: int, D: int, *, winners: int | None = None) -> None:
+        self.H, self.K, self.D, self.winners = H, K, D, winners
+        # the quadratic form is the cheaper one up to about T = 4 D
+        self.chunk = T if min(4 * D, MOST_TOKENS) >= T else min(2 * D, MOST_TOKENS)
+        rows = max(1, min(MOST_TOKENS, ROWS // D) // T) if self.chunk == T else 1
+        per_tile = max(2, TILE // (min(rows, B) * self.chunk))
+        size = 2 * math.ceil(K / math.ceil(K / per_tile) / 2)
+        self.rows = [slice(first, min(B, first + rows)) for first in range(0, B, rows)]
+        self.tokens = [slice(first, min(T, first + self.chunk)) for first in range(0, T, self.chunk)]
+        self.neurons = [slice(first, min(K, first + size)) for first in range(0, K, size)]
+        self.threads = torch.get_num_threads()
+        angle = (frequencies(K)[:, None] * torch.arange(self.chunk, dtype=torch.float64)).frac() * (2 * math.pi)
+        self._cosine, self._sine = angle.cos().float(), angle.sin().float()  # (K/2, C)
+        turn = (frequencies(K) * self.chunk).frac() * (2 * math.pi)
+        self._chunk_turn = turn.cos().float()[:, None], turn.sin().float()[:, None]
+        self._phases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def phases(self, neurons: slice, C: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (J/2, C) of a block of neurons."""
+        if (neurons.start, C) not in self._phases:
+            pairs = slice(neurons.start // 2, neurons.stop // 2)
+            self._phases[neurons.start, C] = (
+                self._cosine[pairs, :C].contiguous(),
+                self._sine[pairs, :C].contiguous(),
+            )
+        return self._phases[neurons.start, C]
+
+    def to_next_frame(self, rho: Tensor, direction: int = 1) -> Tensor:
+        """Turn rho (K, D) from the frame of a chunk to that of the next one (-1: of the one before)."""
+        (c, s), (even, odd) = self._chunk_turn, (rho[0::2], rho[1::2])
+        s = -direction * s
+        return torch.stack((even * c - odd * s, odd * c + even * s), 1).flatten(0, 1)
