@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Backend = Literal["auto", "reference", "dense", "chunked"]
-LevelsBackend = Literal["auto", "native", "composed"]
+LevelsBackend = Literal["auto", "native", "composed", "reference"]
 
 _levels_choice: ContextVar[LevelsBackend] = ContextVar("levels backend", default="auto")
 
@@ -61,6 +61,7 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
         >>> a.flatten().tolist()
         [0.0, 2.0, 4.0]
     """
+    backend = _as_chosen(backend)
     if backend == "reference":
         return reference.quadratic_attention(q, v)
     if backend == "dense" or (backend == "auto" and q.shape[2] <= CROSSOVER * v.shape[-1]):
@@ -89,6 +90,7 @@ def linear_attention(
     """
     if backend == "dense":
         raise ValueError("backend='dense' keeps no state: expected 'auto', 'reference' or 'chunked'")
+    backend = _as_chosen(backend)
     wide = torch.promote_types(q.dtype if rho is None else rho.dtype, torch.float32)
     stored = wide if rho is None else rho.dtype
     with torch.autocast(q.device.type, enabled=False):
@@ -103,13 +105,18 @@ def linear_attention(
     return a.to(q.dtype), after.to(stored)
 
 
+def _as_chosen(backend: Backend) -> Backend:
+    return "reference" if backend == "auto" and _levels_choice.get() == "reference" else backend
+
+
 @contextmanager
 def using(backend: LevelsBackend) -> Iterator[None]:
     """Choose how training passes are computed inside a `with`, for tests and comparisons.
 
     Args:
         backend: "native" (all levels in one call of the C++ kernels), "composed" (operation by operation in PyTorch),
-            or "auto" (native wherever it can).
+            "reference" (the same with attention as its equation says, ops/reference.py), or "auto" (native wherever it
+            can).
 
     Raises:
         ValueError: another name.
@@ -140,7 +147,7 @@ def levels_backend(*tensors: Tensor) -> Literal["native", "composed"]:
         ValueError: native was asked for by `using`, and cannot be.
     """
     choice = _levels_choice.get()
-    if choice == "composed":
+    if choice in ("composed", "reference"):
         return "composed"
     reasons = (why_composed(tensor) for tensor in tensors)
     reason = next((reason for reason in reasons if reason), None)
