@@ -32,8 +32,9 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.core
+	$(PIP) -e ".[bench]"
 	$(BIN)/python benchmarks/parity.py
-	$(BIN)/python benchmarks/core.py
+	$(BIN)/bdh bench
 
 # the kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own
 sanitize:

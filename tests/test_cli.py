@@ -191,7 +191,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, generate, inspect, convert, doctor}"),
+    ("", "Expected one of {train, generate, inspect, bench, convert, doctor}"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
@@ -268,7 +268,7 @@ def test_a_loss_that_explodes_is_one_line_and_exit_code_1(text: Path, tmp_path: 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", *["train", "generate", "inspect", "convert", "doctor"]])
+@pytest.mark.parametrize("command", ["", *["train", "generate", "inspect", "bench", "convert", "doctor"]])
 def test_help_is_there(command: str, capsys) -> None:
     assert run(*command.split(), "--help") == 0
     assert "bdh" in capsys.readouterr().out

@@ -1,13 +1,16 @@
 """Rooms and what they may know of each other."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import bdh
+import bdh.bench
 import bdh.data
 import bdh.generate
 import bdh.ops
@@ -26,11 +29,14 @@ RANK = {
     "train": 4,
     "generate": 4,
     "lens": 4,
+    "bench": 5,
     "parsing": 5,
     "cli": 6,
     "__main__": 7,
     "__init__": 7,
 }
+# packages of an extra (pyproject.toml) that a room may import inside a function, when they are needed
+OPTIONAL = {"bench": {"transformers", "matplotlib"}}
 # methods that hand over to a higher room
 FACADES = {("model", "generate")}
 
@@ -40,13 +46,15 @@ def imports() -> list[tuple[Path, str, str, bool]]:
     for file in SOURCE.rglob("*.py"):
         room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
         tree = ast.parse(file.read_text(encoding="utf-8"))
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        lazy = {node for function in functions for node in ast.walk(function)}
         for node in ast.walk(tree):
             names: list[str] = []
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module] if node.module != "bdh" else [f"bdh.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            found += [(file, room, name, node in tree.body) for name in names]
+            found += [(file, room, name, node in lazy) for name in names]
     return found
 
 
@@ -65,7 +73,17 @@ def test_every_room_has_a_rank() -> None:
 
 def test_only_core_dependencies_are_imported() -> None:
     core = {"bdh", "torch", "numpy", "safetensors", "tyro", "rich", *sys.stdlib_module_names}
-    assert {name.split(".")[0] for _, _, name, _ in imports()} <= core
+    for file, room, name, lazy in imports():
+        allowed = core | (OPTIONAL.get(room, set()) if lazy else set())
+        assert name.split(".")[0] in allowed, f"{file} imports {name}"
+
+
+def test_optional_packages_are_those_of_the_extra_named_like_the_room() -> None:
+    extras = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    used = {(room, name.split(".")[0]) for _, room, name, _ in imports()}
+    for room, packages in OPTIONAL.items():
+        assert {re.split("[>=]", requirement)[0] for requirement in extras[room]} == packages
+        assert {(room, package) for package in packages} <= used
 
 
 def test_model_py_knows_no_text_files_training_or_terminal() -> None:
@@ -99,7 +117,7 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (bdh.lens, bdh.generate, bdh.ops, bdh.data, bdh.train):
+    for module in (bdh.bench, bdh.lens, bdh.generate, bdh.ops, bdh.data, bdh.train):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from bdh import __version__, checkpoint, lens, ops
+from bdh import __version__, bench, checkpoint, lens, ops
 from bdh import generate as generation
 from bdh.config import BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus, load_corpus
@@ -244,10 +244,28 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
+def run_bench(settings: tyro.conf.OmitArgPrefixes[bench.Settings], json: bool = False, plot: Path | None = None) -> int:
+    """Measure this machine: this package beside the released way and beside GPT-2 of equal size.
+
+    Args:
+        settings: what to measure.
+        json: print all figures with every repetition as one JSON document; tables go to stderr.
+        plot: draw a bar chart to this .png, .svg or .pdf file.
+    """
+    bench.check(settings, plot)
+    text = _corpus_of(settings.run, None, settings.data).validation.tobytes() if settings.run else None
+    command = shlex.join(["bdh", *sys.argv[1:]])
+    found = bench.report(settings, text, Console(stderr=json, highlight=False), command=command, plot=plot)
+    if json:
+        print(_json(found))
+    return 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
+    "bench": run_bench,
     "convert": convert,
     "doctor": doctor,
 }

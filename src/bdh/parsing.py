@@ -69,6 +69,7 @@ def _one_line(box: str, command: str) -> str:
     sections = [list(group) for is_rule, group in groups if not is_rule]
     message = " ".join(sections[0]) if sections else "cannot be read"
     message = re.sub(r"Error parsing (__tyro-dummy-inner__\S*?|args\.\w+): ", "", message)
+    message = re.sub(r"argument '\w+\.(\w+)'", r"\1", message)
     near = [
         row.split()[0] for group in sections if group[0] == "Perhaps you meant:" for row in group if "--" in row[:2]
     ]

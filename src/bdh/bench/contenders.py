@@ -1,0 +1,175 @@
+"""The table of contenders: to add one, add a line to `CONTENDERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdh import ops
+from bdh.bench.gpt2 import GPT2
+from bdh.bench.protocol import Contestant, Declined
+from bdh.bench.settings import Case
+from bdh.generate import prefill, step
+from bdh.model import BDH, State, evaluating
+from bdh.ops import native_levels
+
+
+def read_until(model: BDH, idx: Tensor, position: int | None) -> State:
+    """Return the state after the tokens (B, T), which stand right before `position` (None: at the beginning).
+
+    What was before them is taken to be silence: an empty state, turned to where they begin.
+    """
+    if position is None:
+        return prefill(model, idx)[1]
+    c = model.config
+    empty = torch.zeros(idx.shape[0], c.n_head, c.neurons_per_head, c.n_embd)
+    return prefill(model, idx, State((empty,) * c.n_layer, position - idx.shape[1]))[1]
+
+
+class Hatchling:
+    """This package's model, computed by one of the choices of `ops.using`.
+
+    Args:
+        model: the model.
+        backend: see `ops.using`; one that this machine does not have declines when it is first used.
+    """
+
+    about = ""
+
+    def __init__(self, model: BDH, backend: ops.LevelsBackend) -> None:
+        self.module, self.backend = model, backend
+        reason = ops.why_composed(model.encoder, sparsity=model.config.sparsity) if backend == "native" else None
+        if reason:
+            raise Declined(f"not here: {reason}")
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch."""
+        with ops.using(self.backend):
+            loss: Tensor = self.module.train()(idx, targets)[1]
+        return loss
+
+    def read(self, idx: Tensor) -> object:
+        """Read a prompt into a state."""
+        with ops.using(self.backend):
+            return prefill(self.module, idx)[1]
+
+    def reader(self, idx: Tensor, position: int | None) -> Callable[[Tensor], Tensor]:
+        """Return what reads one more token into the state, whose size does not depend on the position."""
+        state = read_until(self.module, idx, position)
+        with ops.using(self.backend):
+            encoders = self.module.step_encoders(state)
+
+        def read_one(token: Tensor) -> Tensor:
+            nonlocal state
+            with ops.using(self.backend):
+                logits, state = step(self.module, token, state, encoders)
+            return logits
+
+        return read_one
+
+
+class Released(Hatchling):
+    """The model as the released code runs it: full score matrix, no state, so all is read again for each token."""
+
+    def __init__(self, model: BDH) -> None:
+        super().__init__(model, "reference")
+
+    def read(self, idx: Tensor) -> object:
+        """Read a prompt; nothing is kept of it."""
+        return self._logits(idx)
+
+    def reader(self, idx: Tensor, position: int | None) -> Callable[[Tensor], Tensor]:
+        """Return what reads the context and one more token."""
+        if position is not None:
+            raise Declined("it would read the whole text again")
+
+        return lambda token: self._logits(torch.cat([idx, token], 1))[:, -1:]
+
+    def _logits(self, idx: Tensor) -> Tensor:
+        with ops.using("reference"), evaluating(self.module):
+            logits: Tensor = self.module(idx)[0]
+            return logits
+
+
+class Lean(Hatchling):
+    """The native kernels, keeping nothing of a level but its input; the backward pass computes the rest again."""
+
+    def __init__(self, model: BDH) -> None:
+        super().__init__(model, "native")
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch."""
+        before = native_levels.memory_budget
+        native_levels.memory_budget = lambda: 0.0
+        try:
+            return super().loss(idx, targets)
+        finally:
+            native_levels.memory_budget = before
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What a contender is made from."""
+
+    model: BDH
+    most_tokens: int
+    """Of one sequence, over all that will be asked."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the tables."""
+
+    note: str
+    """One line for the legend."""
+    cases: tuple[Case, ...]
+    """In which it has a form of its own."""
+    make: Callable[[Maker], Contestant]
+    keeps_memory: bool = True
+    """Whether the C allocator keeps freed memory (`ops.memory`); False: as the system has it."""
+
+
+CONTENDERS: dict[str, Contender] = {
+    "reference": Contender(
+        "as released: full score matrix, and all is read again for each new token",
+        ("train", "prefill", "decode", "length", "memory"),
+        lambda of: Released(of.model),
+        keeps_memory=False,
+    ),
+    "reference-kept": Contender(
+        "the same with freed memory kept by the allocator",
+        ("train", "prefill", "decode", "length", "memory", "loss"),
+        lambda of: Released(of.model),
+    ),
+    "composed": Contender(
+        "this package in PyTorch operations",
+        ("train", "prefill", "decode", "length", "memory", "loss"),
+        lambda of: Hatchling(of.model, "composed"),
+    ),
+    "native": Contender(
+        "this package's C++ kernels",
+        ("train", "decode", "length", "memory", "loss"),
+        lambda of: Hatchling(of.model, "native"),
+    ),
+    "native-lean": Contender(
+        "the same, levels computed again in the backward pass",
+        ("memory",),
+        lambda of: Lean(of.model),
+    ),
+    "recurrent": Contender(
+        "the recurrence as its equation says: a dense state in PyTorch",
+        ("decode",),
+        lambda of: Hatchling(of.model, "reference"),
+    ),
+    "gpt2": Contender(
+        "GPT-2 of as many parameters (transformers), with its cache",
+        ("train", "prefill", "decode", "length", "memory"),
+        lambda of: GPT2(of.model.config, of.most_tokens, of.seed),
+    ),
+}
+BASELINE = "reference"
+"""Ratios are to this one, where it takes part."""
