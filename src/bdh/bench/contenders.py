@@ -141,7 +141,7 @@ CONTENDERS: dict[str, Contender] = {
         keeps_memory=False,
     ),
     "reference-kept": Contender(
-        "the same with freed memory kept by the allocator",
+        "as reference, with freed memory kept by the allocator",
         ("train", "prefill", "decode", "length", "memory", "loss"),
         lambda of: Released(of.model),
     ),
@@ -156,7 +156,7 @@ CONTENDERS: dict[str, Contender] = {
         lambda of: Hatchling(of.model, "native"),
     ),
     "native-lean": Contender(
-        "the same, levels computed again in the backward pass",
+        "as native, with levels computed again in the backward pass",
         ("memory",),
         lambda of: Lean(of.model),
     ),

@@ -16,7 +16,6 @@ MIB = 2**20
 WIDTH = 100
 """Columns that the tables need; on a narrower console lines are broken, not cut."""
 
-
 _SPEED = "speed (x): against {}"
 _KEYS = {
     "memory": "peak: of the process; less (x): against {}; before: the pass, with libraries and weights; "
@@ -33,7 +32,7 @@ def print_machine(machine: dict[str, Any], console: Console) -> None:
     _dim(
         console,
         f"{machine['processor']}, {machine['cores']} cores{size}; {machine['threads']} threads",
-        f"{machine['training on CPU']}; float32 without dropout",
+        f"{machine['training on CPU']}; float32",
         f"{packages}; {machine['date']}",
     )
 

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from bdh import checkpoint
-from bdh.bench import loss, process
+from bdh.bench import process
 from bdh.bench.contenders import CONTENDERS, Maker
+from bdh.bench.loss import learn
 from bdh.bench.protocol import Contestant, Declined
 from bdh.bench.settings import Point
 from bdh.ops.memory import keep_freed_memory
@@ -99,19 +100,22 @@ class Server:
         process.reset_peak()
         before = process.resident()
         started = time.perf_counter()
-        value = c.loss(idx, targets)
-        forward = time.perf_counter() - started
+        c.loss(idx, targets).backward()
+        seconds, peak = time.perf_counter() - started, process.peak()
+        # what is kept for the backward pass, in a second forward pass, since counting it disturbs the allocator
+        c.module.zero_grad(set_to_none=True)
         process.give_back()
-        between = process.resident()
-        started = time.perf_counter()
-        value.backward()
-        seconds = forward + time.perf_counter() - started
-        kept = None if before is None or between is None else between - before
-        return {"peak": process.peak(), "before": before, "kept": kept, "seconds": seconds}
+        empty = process.resident()
+        loss = c.loss(idx, targets)
+        process.give_back()
+        full = process.resident()
+        del loss
+        kept = None if empty is None or full is None else full - empty
+        return {"peak": peak, "before": before, "kept": kept, "seconds": seconds}
 
     def learn(self, **task: Any) -> dict[str, Any]:
         """Train until a validation loss; see `bdh.bench.loss.learn`."""
-        return loss.learn(getattr(self._contestant, "backend", "auto"), **task)
+        return learn(getattr(self._contestant, "backend", "auto"), **task)
 
 
 def call_of(contestant: Contestant, point: Point, tokens: Any) -> Callable[[], object]:
