@@ -217,9 +217,9 @@ class BDH(nn.Module):
         v = listen("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
         rhos = []
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
-        if self.training and tap is None and not wants_state and self._backend(v) == "native":
-            maps = self.encoder, self.encoder_v, self.decoder
-            v = ops.levels(v, *maps, n_layer=self.config.n_layer, dropout=self.config.dropout)
+        if self.training and tap is None and not wants_state and (path := self._path(idx.numel(), v)) != "composed":
+            maps, fire = (self.encoder, self.encoder_v, self.decoder), self._fire if self.config.sparsity else None
+            v = ops.levels(path, v, *maps, n_layer=self.config.n_layer, dropout=self.config.dropout, fire=fire)
         else:
             turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
@@ -250,7 +250,7 @@ class BDH(nn.Module):
 
     def step_encoders(self, state: State) -> ops.NeuronMajor | None:
         """Return the encoders as `step` reads them; None where it cannot be taken from this state."""
-        if self._backend(self.encoder, *state.rho) != "native":
+        if self._path(0, self.encoder, *state.rho) != "native":
             return None
         return ops.neuron_major(self.encoder, self.encoder_v)
 
@@ -270,8 +270,8 @@ class BDH(nn.Module):
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", _layer_norm(v + _layer_norm(write))), rho
 
-    def _backend(self, *tensors: Tensor) -> str:
-        return ops.levels_backend(*tensors, sparsity=self.config.sparsity)
+    def _path(self, tokens: int, *tensors: Tensor) -> ops.LevelsPath:
+        return ops.levels_backend(*tensors, sparsity=self.config.sparsity, activities=self.config.activities(tokens))
 
     def _fire(self, drive: Tensor) -> Tensor:
         k = self.config.winners_per_head

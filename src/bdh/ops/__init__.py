@@ -13,13 +13,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bdh.ops import native, parallel, reference
+from bdh.config import LevelsBackend
+from bdh.ops import native, native_levels, parallel, reference, tiled
 from bdh.ops.native import NeuronMajor, neuron_major
 from bdh.ops.native import step as step_levels
-from bdh.ops.native_levels import levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
 __all__ = [
+    "LevelsBackend",
+    "LevelsPath",
     "NeuronMajor",
     "attention_read",
     "frequencies",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 Backend = Literal["auto", "reference", "dense", "chunked"]
-LevelsBackend = Literal["auto", "native", "composed"]
+LevelsPath = Literal["native", "tiled", "composed"]
 
 _levels_choice: ContextVar[LevelsBackend] = ContextVar("levels backend", default="auto")
 
@@ -103,13 +105,37 @@ def linear_attention(
     return a.to(q.dtype), after.to(stored)
 
 
+def levels(
+    path: LevelsPath, v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, *, n_layer: int,
+    dropout: float = 0.0, fire: tiled.Fire | None = None,
+) -> Tensor:  # fmt: skip
+    """Pass v through all levels, from an empty state; differentiable once in all tensors.
+
+    Args:
+        path: "native" or "tiled", from `levels_backend`.
+        v: (B, T, D).
+        encoder: (H, D, K).
+        encoder_v: (H, D, K).
+        decoder: (H*K, D).
+        n_layer: L.
+        dropout: probability of dropping a gated activity; the choice is seeded from torch's generator.
+        fire: what takes the place of ReLU, see `tiled.Fire`; not in the native kernels.
+
+    Returns:
+        (B, T, D).
+    """
+    if path == "native":
+        return native_levels.levels(v, encoder, encoder_v, decoder, n_layer=n_layer, dropout=dropout)
+    return tiled.levels(v, encoder, encoder_v, decoder, n_layer=n_layer, dropout=dropout, fire=fire)
+
+
 @contextmanager
 def using(backend: LevelsBackend) -> Iterator[None]:
     """Choose how training passes are computed inside a `with`, for tests and comparisons.
 
     Args:
-        backend: "native" (all levels in one call of the C++ kernels), "composed" (operation by operation in PyTorch),
-            or "auto" (native wherever it can).
+        backend: "native" (all levels in one call of the C++ kernels), "tiled" (in one call of PyTorch that keeps
+            little), "composed" (operation by operation in PyTorch), or "auto" (see `levels_backend`).
 
     Raises:
         ValueError: another name.
@@ -128,29 +154,42 @@ def using(backend: LevelsBackend) -> Iterator[None]:
         _levels_choice.reset(token)
 
 
-def levels_backend(*tensors: Tensor, sparsity: float | None) -> Literal["native", "composed"]:
+def levels_backend(*tensors: Tensor, sparsity: float | None, activities: int = 0) -> LevelsPath:
     """Return how a pass is computed that nobody taps: in training from an empty state, or one token in generation.
 
-    Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Composed: everything else.
+    Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Tiled: other training on a CPU; on an
+    accelerator, training of which a composed pass would hold more than half of the memory (`tiled.why_not`).
+    Composed: everything else.
 
     Args:
         *tensors: tensors of the pass.
         sparsity: the model's k-winners target.
+        activities: neuron activities of a training pass, B * T * L * N.
 
     Raises:
-        ValueError: native was asked for by `using`, and cannot be.
+        ValueError: `using` asked for a back end that cannot be used.
     """
     choice = _levels_choice.get()
-    if choice == "composed":
-        return "composed"
-    reasons = (why_composed(tensor, sparsity=sparsity) for tensor in tensors)
-    reason = next((reason for reason in reasons if reason), None)
-    if reason and choice == "native":
-        raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
-    return "composed" if reason else "native"
+    reasons = _reasons(*tensors, sparsity=sparsity, activities=activities)
+    if choice == "auto":
+        return next(path for path, reason in reasons.items() if not reason)
+    # whether tiling pays is not asked of those who want it
+    if reasons[choice] and (choice == "native" or torch.compiler.is_compiling()):
+        raise ValueError(f"backend {choice!r} cannot be used: {reasons[choice]}; leave the choice to 'auto'")
+    return choice
 
 
-def why_composed(like: Tensor, *, sparsity: float | None = None) -> str | None:
+def _reasons(*tensors: Tensor, sparsity: float | None, activities: int) -> dict[LevelsPath, str | None]:
+    """Why each path is not taken, best path first; None where it may be."""
+    not_native = (why_not_native(tensor, sparsity=sparsity) for tensor in tensors)
+    return {
+        "native": next(filter(None, not_native), None),
+        "tiled": tiled.why_not(tensors[0], activities),
+        "composed": None,
+    }
+
+
+def why_not_native(like: Tensor, *, sparsity: float | None = None) -> str | None:
     """Return why the native back end does not take a pass; None where it does."""
     if like.device.type != "cpu":
         return f"the tensors are on {like.device.type}, the kernels run on a CPU"
@@ -165,14 +204,21 @@ def why_composed(like: Tensor, *, sparsity: float | None = None) -> str | None:
     return None if sparsity is None else "k winners take all is not in the kernels"
 
 
-def levels_path(like: Tensor | None = None, *, sparsity: float | None = None) -> str:
+def levels_path(like: Tensor | None = None, *, sparsity: float | None = None, activities: int = 0) -> str:
     """Say in one line which path a training pass takes, and why; without arguments, one in float32 on this CPU.
 
     Examples:
         >>> levels_path(torch.zeros((), dtype=torch.float64))
-        'PyTorch operations (no native kernels: the kernels compute in float32 alone)'
+        'tiled PyTorch operations (no native kernels: the kernels compute in float32 alone)'
     """
-    reason = why_composed(torch.zeros(()) if like is None else like, sparsity=sparsity)
-    if reason:
-        return f"PyTorch operations (no native kernels: {reason})"
-    return f"native {native.instruction_set()} kernels on {torch.get_num_threads()} threads"
+    like = torch.zeros(()) if like is None else like
+    path = levels_backend(like, sparsity=sparsity, activities=activities)
+    if path == "native":
+        return f"native {native.instruction_set()} kernels on {torch.get_num_threads()} threads"
+    reasons = _reasons(like, sparsity=sparsity, activities=activities)
+    why = f"no native kernels: {reasons['native']}"
+    if _levels_choice.get() != "auto":
+        why = "asked for"
+    elif path == "composed":
+        why += f"; not tiled: {reasons['tiled']}"
+    return f"{'tiled ' if path == 'tiled' else ''}PyTorch operations ({why})"

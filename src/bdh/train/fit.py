@@ -148,8 +148,9 @@ class _Training:
         self.run.rewind(self.step if self.saved_step >= 0 else -1)
         probe = self.val[0][:DENSITY_WINDOWS]
         self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
-        with self._autocast():
-            path = ops.levels_path(self.model.encoder, sparsity=self.model.config.sparsity)
+        shape, tokens = self.model.config, self.config.batch_size * self.config.block_size
+        with self._autocast(), ops.using(self.config.backend):
+            path = ops.levels_path(self.model.encoder, sparsity=shape.sparsity, activities=shape.activities(tokens))
         path = "torch.compile" if self.config.compile else path
         self.reporter.note(f"trains with {path}")
         first, c = self.step, self.config
@@ -194,7 +195,7 @@ class _Training:
                     batch_size=c.batch_size,
                     block_size=c.block_size,
                 )
-                with self._autocast():
+                with self._autocast(), ops.using(c.backend):
                     _, loss = self.loss_of(idx.to(self.device), targets.to(self.device))
                 self.scaler.scale(loss / c.grad_acc_steps).backward()
                 total += loss.detach() / c.grad_acc_steps
