@@ -458,7 +458,9 @@ class TestChoice:
         for budget, path in ((held, "composed"), (held - 1, "tiled")):
             monkeypatch.setattr(tiled, "budget", lambda device, budget=budget: budget)
             assert ops.levels_backend(like, sparsity=None, activities=config.activities(100)) == path
-        assert ops.levels_path(like, activities=config.activities(100)).startswith("tiled PyTorch operations (no native")
+        assert ops.levels_path(like, activities=config.activities(100)).startswith(
+            "tiled PyTorch operations (no native"
+        )
 
     def test_the_line_says_which_and_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
         like = torch.zeros((), dtype=torch.float64)

@@ -159,7 +159,7 @@ def levels_backend(*tensors: Tensor, sparsity: float | None, activities: int = 0
 
     Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Tiled: other training on a CPU; on an
     accelerator, training of which a composed pass would hold more than half of the memory (`tiled.why_not`).
-    Composed: everything else.
+    Composed: everything else. Generation has no tiles: what is not native there is composed.
 
     Args:
         *tensors: tensors of the pass.
