@@ -206,6 +206,8 @@ MISTAKES = [
     ("train --data EMPTY --out-dir OUT", "EMPTY"),
     ("train --device abacus --data TEXT --out-dir OUT", "abacus"),
     ("train --dtype float16 --device cpu --data TEXT --out-dir OUT", "float16 needs a GPU"),
+    ("train --backend native --sparsity 0.8 --device cpu --data TEXT --out-dir OUT", "'native' cannot be used"),
+    ("train --backend tiled --compile", "backend='tiled': expected auto or composed, since compile is on"),
     ("train --block-size 100000 --data TEXT --out-dir OUT", "100000"),
     ("train --resume-from NOWHERE", "no checkpoint there"),
     ("train --out-dir /proc/nowhere --data TEXT", "choose another"),

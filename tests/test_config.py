@@ -101,6 +101,8 @@ def test_configs_are_frozen() -> None:
         {"warmup_steps": -1},
         {"schedule": "step"},
         {"dtype": "int8"},
+        {"backend": "fast"},
+        {"backend": "tiled", "compile": True},
         {"seed": 2**63},
         {"beta2": 1.0},
         {"grad_clip": -1.0},

@@ -50,11 +50,17 @@ def test_equals_the_released_model(name: str, dtype: torch.dtype) -> None:
         assert ((parameter.grad - expected).norm() / expected.norm()).item() <= GOLDEN_GRADIENT, key
 
 
-@pytest.mark.skipif(not ops.native.available(), reason=f"native back end {ops.native.why_not}")
+NATIVE = pytest.mark.skipif(not ops.native.available(), reason=f"native back end {ops.native.why_not}")
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [pytest.param("native", torch.float32, marks=NATIVE), ("tiled", torch.float32), ("tiled", torch.float64)],
+)
 @pytest.mark.parametrize("name", CASES)
-def test_the_native_training_pass_equals_the_released_model(name: str) -> None:
-    model, numbers = golden(name, torch.float32)
-    with ops.using("native"):
+def test_the_fused_training_passes_equal_the_released_model(name: str, backend: str, dtype: torch.dtype) -> None:
+    model, numbers = golden(name, dtype)
+    with ops.using(backend):
         logits, loss = model.train()(numbers["idx"], numbers["targets"])
     assert error(logits, numbers["logits"]) <= GOLDEN_LOGITS
     assert loss is not None
@@ -85,7 +91,8 @@ class TestControls:
     """Each of these models is wrong in one way, and the comparison must say so."""
 
     def logits_error(self, model: BDH, numbers: dict[str, torch.Tensor]) -> float:
-        return error(model(numbers["idx"])[0], numbers["logits"])
+        with ops.using("composed"):
+            return error(model(numbers["idx"])[0], numbers["logits"])
 
     def test_present_token_included(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, numbers = golden("bdh_small")

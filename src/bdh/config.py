@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, get_args
 Variant = Literal["bdh"]
 Schedule = Literal["cosine", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+LevelsBackend = Literal["auto", "native", "tiled", "composed", "reference"]
 
 
 def _fail(name: str, got: object, expected: str, remedy: str) -> None:
@@ -133,6 +134,10 @@ class BDHConfig(_Json):
         """How many neurons of a head may fire at one token; None without a `sparsity` target."""
         return None if self.sparsity is None else round((1.0 - self.sparsity) * self.neurons_per_head)
 
+    def activities(self, tokens: int) -> int:
+        """Return how many neuron activities the levels compute for so many tokens: tokens * L * N."""
+        return tokens * self.n_layer * self.n_neurons
+
     @property
     def n_parameters(self) -> int:
         """Number of trainable numbers."""
@@ -220,6 +225,9 @@ class TrainConfig(_Json):
     """Steps between checkpoints."""
     dtype: DType = "auto"
     """Precision of the matrix products: auto (float32 on CPU, bfloat16 where a GPU has it) or by name."""
+    backend: LevelsBackend = "auto"
+    """How training passes are computed: native (C++), tiled (PyTorch, little memory), composed (PyTorch), reference
+    (as the equations say, slow), or auto."""
     compile: bool = False
     """Run the model through torch.compile."""
     device: str = "auto"
@@ -250,6 +258,9 @@ class TrainConfig(_Json):
         _check_number(self, "beta2", 0.0, 1.0)
         _check_choice(self, "schedule", get_args(Schedule))
         _check_choice(self, "dtype", get_args(DType))
+        _check_choice(self, "backend", get_args(LevelsBackend))
+        if self.compile and self.backend not in ("auto", "composed"):
+            _fail("backend", self.backend, "auto or composed, since compile is on", "leave one of them away")
 
     @property
     def tokens_per_step(self) -> int:

@@ -217,10 +217,9 @@ class BDH(nn.Module):
         v = listen("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
         rhos = []
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
-        if self.training and tap is None and not wants_state and ops.levels_backend(v) == "native":
-            maps = self.encoder, self.encoder_v, self.decoder
-            c = self.config
-            v = ops.levels(v, *maps, n_layer=c.n_layer, dropout=c.dropout, winners=c.winners_per_head)
+        if self.training and tap is None and not wants_state and (path := self._path(idx.numel(), v)) != "composed":
+            c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
+            v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=c.dropout, winners=c.winners_per_head)
         else:
             turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
@@ -251,7 +250,7 @@ class BDH(nn.Module):
 
     def step_encoders(self, state: State) -> ops.NeuronMajor | None:
         """Return the encoders as `step` reads them; None where it cannot be taken from this state."""
-        if self.config.sparsity is not None or ops.levels_backend(self.encoder, *state.rho) != "native":
+        if self.config.sparsity is not None or self._path(0, self.encoder, *state.rho) != "native":
             return None
         return ops.neuron_major(self.encoder, self.encoder_v)
 
@@ -270,6 +269,9 @@ class BDH(nn.Module):
         xy = tap("xy_sparse", x * y)
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", _layer_norm(v + _layer_norm(write))), rho
+
+    def _path(self, tokens: int, *tensors: Tensor) -> ops.LevelsPath:
+        return ops.levels_backend(*tensors, activities=self.config.activities(tokens))
 
     def _fire(self, drive: Tensor) -> Tensor:
         k = self.config.winners_per_head

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from bdh import BDH, ops, preset
+from bdh import BDH, BDHConfig, ops, preset
 from bdh.bench import CONTENDERS, gpt2
 from bdh.bench.contenders import Hatchling, Maker, read_until
 from bdh.bench.protocol import Contestant, Declined
@@ -86,6 +86,14 @@ def test_kernels_decline_what_they_cannot_do(tiny: BDH, monkeypatch: pytest.Monk
     monkeypatch.setattr(ops.native, "why_not", "not built")
     with pytest.raises(Declined, match="not here: not built"):
         CONTENDERS["native"].make(Maker(tiny, 24, 0))
+
+
+@pytest.mark.skipif(not ops.native.available(), reason=ops.native.why_not)
+def test_what_the_kernels_do_not_decode_is_not_composed_in_silence() -> None:
+    model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, sparsity=0.5)).eval()
+    with pytest.raises(Declined, match="no k winners"):
+        make("native", model).reader(IDX, None)
+    assert make("composed", model).reader(IDX, None)(TARGETS[:, -1:]).shape == (2, 1, 256)
 
 
 class TestGPT2:

@@ -42,7 +42,7 @@ def test_measures_and_tells_everything(model: Path, text: Path, tmp_path: Path, 
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert found["settings"]["seed"] == 1337
-    assert found["command"].startswith("bdh ")
+    assert found["command"].split()[0] == "bdh"
     assert found["machine"]["packages"]["bdh"] == bdh.__version__
     train, decode = found["tables"]
     (point,) = train["points"]

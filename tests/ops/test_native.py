@@ -273,12 +273,12 @@ def test_the_model_uses_it_where_it_can() -> None:
         assert ops.levels_backend(model.encoder) == "composed"
         expected = model(idx)[0]
     assert error(model(idx)[0], expected) <= FORWARD
-    assert ops.levels_backend(model.encoder.double()) == "composed"
+    assert ops.levels_backend(model.encoder.double()) == "tiled"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.levels_backend(model.encoder) == "native"
     with torch.autocast("cpu", dtype=torch.float16):
-        assert ops.levels_backend(model.encoder) == "composed"
-    with pytest.raises(ValueError, match="expected one of auto, native, composed"), ops.using("magic"):
+        assert ops.levels_backend(model.encoder) == "tiled"
+    with pytest.raises(ValueError, match="expected one of auto, native, tiled, composed"), ops.using("magic"):
         pass
 
 
@@ -357,7 +357,7 @@ def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(native, "kernels", None)
     monkeypatch.setattr(native, "why_not", "not built (test)")
     model = BDH.from_seed(shape(), 0)
-    assert ops.levels_backend(model.encoder) == "composed"
+    assert ops.levels_backend(model.encoder) == "tiled"
     with ops.using("native"), pytest.raises(ValueError, match=r"not built \(test\)"):
         model(torch.arange(4)[None])
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import bdh
-from bdh import BDH, BDHConfig, TrainConfig
+from bdh import BDH, BDHConfig, TrainConfig, ops
 from bdh.data import Corpus
 from bdh.train import NonFiniteError, Reporter, Run, fit, learning_rate, make_optimizer, pick_device, pick_dtype
 
@@ -320,6 +320,42 @@ def test_mixed_precision_trains_float32_weights(tmp_path: Path, dtype: str) -> N
     model, result = trained(tmp_path, changed(dtype=dtype, max_steps=60, learning_rate=2e-2))
     assert model.decoder.dtype == torch.float32
     assert result.best_val_loss < 2.2
+
+
+@pytest.mark.parametrize("backend", ["tiled", "composed"])
+def test_the_back_end_that_was_asked_for_trains(tmp_path: Path, backend: str, monkeypatch) -> None:
+    taken = []
+    levels_backend = ops.levels_backend
+    monkeypatch.setattr(ops, "levels_backend", lambda *a, **k: taken.append(levels_backend(*a, **k)) or taken[-1])
+    out = io.StringIO()
+    model = BDH.from_seed(SHAPE, TRAIN.seed)
+    fit(model, corpus(), changed(backend=backend), Run(tmp_path / "a"), Reporter(Console(file=out)))
+    # one question for the header, one per step, and those of the samples, which take what they can
+    assert taken[:3] == [backend] * 3
+    assert taken.count(backend) >= 13
+    assert f"trains with {'tiled ' if backend == 'tiled' else ''}PyTorch operations (asked for)" in out.getvalue()
+    again, _ = trained(tmp_path / "b", changed(backend=backend))
+    assert torch.equal(model.decoder, again.decoder)
+
+
+def test_a_back_end_that_cannot_be_used_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ops.native, "kernels", None)
+    with pytest.raises(ValueError, match=r"'native' cannot be used: .* leave the choice to 'auto'"):
+        trained(tmp_path / "run", changed(backend="native"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_large_batches_are_evaluated_in_pieces_with_the_same_result(tmp_path: Path, monkeypatch) -> None:
+    _, whole = trained(tmp_path / "whole")
+    sizes = []
+    forward = BDH.forward
+    monkeypatch.setattr(
+        BDH, "forward", lambda self, idx, *a, **k: (sizes.append(len(idx)), forward(self, idx, *a, **k))[1]
+    )
+    monkeypatch.setitem(fit.__globals__, "EVALUATED", 3 * TRAIN.block_size * SHAPE.n_neurons)
+    _, pieces = trained(tmp_path / "pieces")
+    assert 3 in sizes
+    assert pieces.val_loss == pytest.approx(whole.val_loss, rel=1e-6)
 
 
 def test_devices_and_types_that_are_not_there() -> None:

@@ -41,7 +41,7 @@ class Hatchling:
 
     def __init__(self, model: BDH, backend: ops.LevelsBackend) -> None:
         self.module, self.backend = model, backend
-        reason = ops.why_composed(model.encoder, sparsity=model.config.sparsity) if backend == "native" else None
+        reason = ops.why_not_native(model.encoder) if backend == "native" else None
         if reason:
             raise Declined(f"not here: {reason}")
 
@@ -61,6 +61,8 @@ class Hatchling:
         state = read_until(self.module, idx, position)
         with ops.using(self.backend):
             encoders = self.module.step_encoders(state)
+        if self.backend == "native" and encoders is None:
+            raise Declined("the kernels take no k winners in decoding")
 
         def read_one(token: Tensor) -> Tensor:
             nonlocal state
@@ -154,6 +156,11 @@ CONTENDERS: dict[str, Contender] = {
         "this package's C++ kernels",
         ("train", "decode", "length", "memory", "loss"),
         lambda of: Hatchling(of.model, "native"),
+    ),
+    "tiled": Contender(
+        "this package in PyTorch operations on tiles, which keeps little",
+        ("train", "length", "memory", "loss"),
+        lambda of: Hatchling(of.model, "tiled"),
     ),
     "native-lean": Contender(
         "as native, with levels computed again in the backward pass",

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from bdh.ops import native, parallel, reference
+from bdh.config import LevelsBackend
+from bdh.ops import native, native_levels, parallel, reference, tiled
 from bdh.ops.native import NeuronMajor, neuron_major
 from bdh.ops.native import step as step_levels
-from bdh.ops.native_levels import levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
 __all__ = [
+    "LevelsBackend",
+    "LevelsPath",
     "NeuronMajor",
     "attention_read",
     "frequencies",
@@ -35,7 +38,7 @@ __all__ = [
 ]
 
 Backend = Literal["auto", "reference", "dense", "chunked"]
-LevelsBackend = Literal["auto", "native", "composed", "reference"]
+LevelsPath = Literal["native", "tiled", "composed"]
 
 _levels_choice: ContextVar[LevelsBackend] = ContextVar("levels backend", default="auto")
 
@@ -109,14 +112,41 @@ def _as_chosen(backend: Backend) -> Backend:
     return "reference" if backend == "auto" and _levels_choice.get() == "reference" else backend
 
 
+def levels(
+    path: LevelsPath, v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, *, n_layer: int,
+    dropout: float = 0.0, winners: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Pass v through all levels, from an empty state; differentiable once in all tensors.
+
+    Args:
+        path: "native" or "tiled", from `levels_backend`.
+        v: (B, T, D).
+        encoder: (H, D, K).
+        encoder_v: (H, D, K).
+        decoder: (H*K, D).
+        n_layer: L.
+        dropout: probability of dropping a gated activity; the choice is seeded from torch's generator.
+        winners: how many neurons of a head may fire per token (see `bdh.mechanisms.k_winners`); None is all.
+
+    Returns:
+        (B, T, D).
+    """
+    if path == "native":
+        return native_levels.levels(v, encoder, encoder_v, decoder, n_layer=n_layer, dropout=dropout, winners=winners)
+    from bdh.mechanisms.sparsity import k_winners  # here, since the mechanisms are built on this room
+
+    fire = None if winners is None else partial(k_winners, k=winners)
+    return tiled.levels(v, encoder, encoder_v, decoder, n_layer=n_layer, dropout=dropout, fire=fire)
+
+
 @contextmanager
 def using(backend: LevelsBackend) -> Iterator[None]:
     """Choose how training passes are computed inside a `with`, for tests and comparisons.
 
     Args:
-        backend: "native" (all levels in one call of the C++ kernels), "composed" (operation by operation in PyTorch),
-            "reference" (the same with attention as its equation says, ops/reference.py), or "auto" (native wherever it
-            can).
+        backend: "native" (all levels in one call of the C++ kernels), "tiled" (in one call of PyTorch that keeps
+            little), "composed" (operation by operation in PyTorch), "reference" (the same with attention as its
+            equation says, ops/reference.py), or "auto" (see `levels_backend`).
 
     Raises:
         ValueError: another name.
@@ -135,28 +165,42 @@ def using(backend: LevelsBackend) -> Iterator[None]:
         _levels_choice.reset(token)
 
 
-def levels_backend(*tensors: Tensor) -> Literal["native", "composed"]:
+def levels_backend(*tensors: Tensor, activities: int = 0) -> LevelsPath:
     """Return how a pass is computed that nobody taps: in training from an empty state, or one token in generation.
 
-    Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Composed: everything else.
+    Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Tiled: other training on a CPU; on an
+    accelerator, training of which a composed pass would hold more than half of the memory (`tiled.why_not`).
+    Composed: everything else. Generation has no tiles: what is not native there is composed.
 
     Args:
         *tensors: tensors of the pass.
+        activities: neuron activities of a training pass, B * T * L * N.
 
     Raises:
-        ValueError: native was asked for by `using`, and cannot be.
+        ValueError: `using` asked for a back end that cannot be used.
     """
     choice = _levels_choice.get()
-    if choice in ("composed", "reference"):
+    if choice == "reference":
         return "composed"
-    reasons = (why_composed(tensor) for tensor in tensors)
-    reason = next((reason for reason in reasons if reason), None)
-    if reason and choice == "native":
-        raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
-    return "composed" if reason else "native"
+    reasons = _reasons(*tensors, activities=activities)
+    if choice == "auto":
+        return next(path for path, reason in reasons.items() if not reason)
+    # whether tiling pays is not asked of those who want it
+    if reasons[choice] and (choice == "native" or torch.compiler.is_compiling()):
+        raise ValueError(f"backend {choice!r} cannot be used: {reasons[choice]}; leave the choice to 'auto'")
+    return choice
 
 
-def why_composed(like: Tensor) -> str | None:
+def _reasons(*tensors: Tensor, activities: int) -> dict[LevelsPath, str | None]:
+    """Why each path is not taken, best path first; None where it may be."""
+    return {
+        "native": next(filter(None, map(why_not_native, tensors)), None),
+        "tiled": tiled.why_not(tensors[0], activities),
+        "composed": None,
+    }
+
+
+def why_not_native(like: Tensor) -> str | None:
     """Return why the native back end does not take a pass; None where it does."""
     if like.device.type != "cpu":
         return f"the tensors are on {like.device.type}, the kernels run on a CPU"
@@ -172,14 +216,21 @@ def why_composed(like: Tensor) -> str | None:
     return None
 
 
-def levels_path(like: Tensor | None = None) -> str:
+def levels_path(like: Tensor | None = None, *, activities: int = 0) -> str:
     """Say in one line which path a training pass takes, and why; without arguments, one in float32 on this CPU.
 
     Examples:
         >>> levels_path(torch.zeros((), dtype=torch.float64))
-        'PyTorch operations (no native kernels: the kernels take float32, with or without autocast to bfloat16)'
+        'tiled PyTorch operations (no native kernels: the kernels take float32, with or without autocast to bfloat16)'
     """
-    reason = why_composed(torch.zeros(()) if like is None else like)
-    if reason:
-        return f"PyTorch operations (no native kernels: {reason})"
-    return f"native {native.instruction_set()} kernels on {torch.get_num_threads()} threads"
+    like = torch.zeros(()) if like is None else like
+    path = levels_backend(like, activities=activities)
+    if path == "native":
+        return f"native {native.instruction_set()} kernels on {torch.get_num_threads()} threads"
+    reasons = _reasons(like, activities=activities)
+    why = f"no native kernels: {reasons['native']}"
+    if _levels_choice.get() != "auto":
+        why = "asked for"
+    elif path == "composed":
+        why += f"; not tiled: {reasons['tiled']}"
+    return f"{'tiled ' if path == 'tiled' else ''}PyTorch operations ({why})"

@@ -1,9 +1,12 @@
-"""Process-wide memory settings of the CPU."""
+"""Memory: process-wide settings of the CPU, and how much a pass may take."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LIMIT = 2**31 - 1
@@ -26,3 +29,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl has no mallopt
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT)) and bool(mallopt(_M_TRIM_THRESHOLD, _LIMIT))
+
+
+def budget(device: torch.device) -> float:
+    """Bytes that one training pass may hold on an accelerator: half of its memory; infinite where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() / 2
+    return math.inf

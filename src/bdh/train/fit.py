@@ -27,6 +27,8 @@ from bdh.train.run import Run, restore
 from bdh.train.schedule import learning_rate
 
 DENSITY_WINDOWS = 4
+EVALUATED = 2**26
+"""Activities (B, T, N) of a level that are evaluated at once: a few of these arrays must not outweigh training."""
 SAMPLE_TOKENS = 300
 # 2^64 over the golden ratio: its multiples lie far apart, so that no two (seed, step) share a dropout stream
 _SPREAD = 0x9E3779B97F4A7C15
@@ -130,6 +132,10 @@ class _Training:
         self.dtype = pick_dtype(config.dtype, self.device)
         self.model, self.corpus, self.config, self.run, self.reporter = model, corpus, config, run, reporter
         model.to(self.device)
+        shape, tokens = model.config, config.batch_size * config.block_size
+        with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
+            path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
+        self.path = "torch.compile" if config.compile else path
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss_of: Any = torch.compile(model) if config.compile else model
@@ -148,10 +154,7 @@ class _Training:
         self.run.rewind(self.step if self.saved_step >= 0 else -1)
         probe = self.val[0][:DENSITY_WINDOWS]
         self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
-        with self._autocast():
-            path = ops.levels_path(self.model.encoder)
-        path = "torch.compile" if self.config.compile else path
-        self.reporter.note(f"trains with {path}")
+        self.reporter.note(f"trains with {self.path}")
         first, c = self.step, self.config
         self.seconds_before = self.seconds
         self.reporter.start(first, c.max_steps)
@@ -194,7 +197,7 @@ class _Training:
                     batch_size=c.batch_size,
                     block_size=c.block_size,
                 )
-                with self._autocast():
+                with self._autocast(), ops.using(c.backend):
                     _, loss = self.loss_of(idx.to(self.device), targets.to(self.device))
                 self.scaler.scale(loss / c.grad_acc_steps).backward()
                 total += loss.detach() / c.grad_acc_steps
@@ -224,8 +227,10 @@ class _Training:
         self.model.eval()
         idx, targets = self.val
         total = 0.0
-        for start in range(0, len(idx), self.config.batch_size):
-            rows = slice(start, start + self.config.batch_size)
+        at_once = max(1, EVALUATED // (idx.shape[1] * self.model.config.n_neurons))
+        at_once = min(self.config.batch_size, at_once)
+        for start in range(0, len(idx), at_once):
+            rows = slice(start, start + at_once)
             with self._autocast():
                 _, loss = self.model(idx[rows].to(self.device), targets[rows].to(self.device))
             assert loss is not None
