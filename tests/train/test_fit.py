@@ -340,6 +340,7 @@ def test_the_back_end_that_was_asked_for_trains(tmp_path: Path, backend: str, mo
 
 def test_a_back_end_that_cannot_be_used_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(ops.native, "kernels", None)
+    monkeypatch.setattr(ops.native, "why_not", "not built (test)")
     with pytest.raises(ValueError, match=r"'native' cannot be used: .* leave the choice to 'auto'"):
         trained(tmp_path / "run", changed(backend="native"))
     assert not (tmp_path / "run").exists()
