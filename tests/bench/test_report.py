@@ -63,6 +63,29 @@ def test_measures_and_tells_everything(model: Path, text: Path, tmp_path: Path, 
     assert "its window ends at 1,024 tokens" in chart.read_text()
 
 
+def test_length_and_memory_of_a_model(model: Path, text: Path, capsys) -> None:
+    words = ("--density", model, "--data", text, "--block-size", 8, "--repeats", 1, "--contenders", "composed")
+    assert run("bench", "length", "memory", *words, "--json") == 0
+    training, prompt, memory = json.loads(capsys.readouterr().out)["tables"]
+    for table, work in ((training, "train"), (prompt, "prefill")):
+        assert [point["tokens"] for point in table["points"]] == [8, 16, 32, 128, 512]
+        assert {point["work"] for point in table["points"]} == {work}
+    (row,) = memory["points"][0]["rows"]
+    # 64 tokens; at least x, rotated x, y and xy of 2 levels with 128 neurons
+    assert row["peak_bytes"] > row["kept_bytes"] > 64 * 2 * 4 * 128 * 4
+
+
+def test_time_to_a_loss(text: Path, capsys) -> None:
+    words = ("--data", text, "--batch-size", 2, "--block-size", 16, "--contenders", "reference-kept")
+    assert run("bench", "loss", *words, "--target-loss", 4.5, "--json") == 0
+    (table,) = json.loads(capsys.readouterr().out)["tables"]
+    (row,) = table["points"][0]["rows"]
+    (_, first), (seconds, last) = row["curve"]
+    assert first > 5 > 4.5 > last
+    assert row["steps"] == 50
+    assert row["seconds_to_target"] == seconds > 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -109,7 +109,7 @@ class _Bench:
             task = progress.add_task("", total=len(points) * len(names) * turns)
 
             def turn(name: str) -> None:
-                progress.update(task, description=f"{self.model} {title}: {name}", advance=1)
+                progress.update(task, description=f"{self.model} {title}: {name}", advance=1, refresh=True)
 
             for point in points:
                 density = None if case == "loss" else self.subject.density(point)
@@ -163,7 +163,7 @@ def expected_seconds(times: Sequence[tuple[int, float]], tokens: int) -> float:
 
 
 def _progress(console: Console) -> Progress:
-    """A bar that goes when the table comes; nothing where nobody looks."""
+    """A bar that goes when the table comes; nothing where nobody looks. It stands still while somebody is measured."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -171,5 +171,6 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        auto_refresh=False,
         disable=not console.is_terminal,
     )
