@@ -18,6 +18,7 @@ from bdh.bench.protocol import Declined
 from bdh.bench.results import Timing
 from bdh.bench.worker import Setup, windows
 from bdh.config import BDHConfig, TrainConfig
+from bdh.ops import reference
 
 POINT = Point("train", 2, 16)
 LARGE = Point("train", 1, 2**19)  # a score matrix of 2 TiB
@@ -153,6 +154,14 @@ class TestLearning:
         assert losses[-1] <= 3.0 < losses[-2]
         assert found["steps"] == 10 * (len(losses) - 1) < 200
         assert 0 < found["density"]["xy"] < found["density"]["x"] < 1
+
+    def test_the_path_is_the_one_asked_for(self, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = []
+        quadratic = reference.quadratic_attention
+        monkeypatch.setattr(reference, "quadratic_attention", lambda q, v: (calls.append(q.shape), quadratic(q, v))[1])
+        for backend, expected in (("composed", 0), ("reference", 10)):
+            learn(backend, config=self.config, train=self.train, data=text, target_loss=0.01, max_seconds=1e-9)
+            assert len(calls) == expected
 
     def test_it_ends_when_the_time_is_over(self, text: Path) -> None:
         found = self.learn(text, 0.01, 1e-9)

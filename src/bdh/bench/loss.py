@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bdh import ops
-from bdh.config import BDHConfig, TrainConfig
+from bdh.config import BDHConfig, LevelsBackend, TrainConfig
 from bdh.data import Corpus, load_corpus
 from bdh.model import BDH
 from bdh.train import Reporter, Run, fit
@@ -22,7 +22,7 @@ def corpus_of(data: Path | None) -> Corpus:
 
 
 def learn(
-    backend: ops.LevelsBackend,
+    backend: LevelsBackend,
     *,
     config: BDHConfig,
     train: TrainConfig,
@@ -33,9 +33,9 @@ def learn(
     """Train until the validation loss is at most `target_loss`, or `max_seconds` of training have passed.
 
     Args:
-        backend: see `ops.using`.
+        backend: the path of training.
         config: the model, from the seed of `train`.
-        train: as `fit` takes it; the schedule is that of the whole run.
+        train: as `fit` takes it, but for the path; the schedule is that of the whole run.
         data: see `corpus_of`.
         target_loss: nats per byte.
         max_seconds: of training, evaluations left out.
@@ -44,8 +44,8 @@ def learn(
         {"curve": [[seconds of training, validation loss], ...], "steps", "density": {"x", "xy"} at the end}.
     """
     watch = _Watch(target_loss, max_seconds)
-    folder = tempfile.TemporaryDirectory(prefix="bdh-bench-")
-    with folder as path, ops.using(backend), contextlib.suppress(_Enough):
+    train = replace(train, backend=backend)
+    with tempfile.TemporaryDirectory(prefix="bdh-bench-") as path, contextlib.suppress(_Enough):
         fit(BDH.from_seed(config, train.seed), corpus_of(data), train, Run(Path(path) / "run"), watch)
     last = watch.records[-1]
     density = {key: sum(levels) / len(levels) for key, levels in last["density"].items() if key != "y"}
