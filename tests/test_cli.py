@@ -307,14 +307,3 @@ def test_a_reader_that_leaves_is_no_error(trained: Path) -> None:
     command = f"{sys.executable} -m bdh generate --model {trained} --max-new-tokens 3000 | head -c 10 | wc -c"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
-
-
-def test_validation_text_is_sampled_from_all_of_it() -> None:
-    from bdh.cli import _spread
-
-    text = bytes(i // 1000 for i in range(200_000))  # each byte says where it stood
-    sample = _spread(text, 40_000)
-    assert len(sample) == 9 * 4096
-    assert sample[0] == 0
-    assert sample[-1] > 190
-    assert _spread(text[:300], 40_000) == text[:300]

@@ -21,6 +21,7 @@ SOURCE = Path(bdh.__file__).parent
 RANK = {
     "config": 0,
     "files": 0,
+    "process": 0,
     "ops": 1,
     "mechanisms": 1,
     "model": 2,
@@ -30,6 +31,7 @@ RANK = {
     "generate": 4,
     "lens": 4,
     "bench": 5,
+    "planning": 5,
     "parsing": 5,
     "cli": 6,
     "__main__": 7,

@@ -13,17 +13,17 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
-from bdh import __version__, bench, checkpoint, lens, ops
+from bdh import __version__, bench, checkpoint, lens, ops, planning
 from bdh import generate as generation
 from bdh.config import BDHConfig, TrainConfig, preset, train_preset
-from bdh.data import Corpus, load_corpus
+from bdh.data import Corpus, load_corpus, spread
 from bdh.model import BDH
 from bdh.parsing import parse
 from bdh.train import NonFiniteError, Reporter, Run, fit
@@ -37,13 +37,19 @@ ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainArgs:
-    """Settings of `bdh train`; the defaults of the model and the training depend on --model-size."""
+class Shape:
+    """A model and its training; their defaults depend on --model-size."""
 
     model: tyro.conf.OmitArgPrefixes[BDHConfig] = field(default_factory=lambda: preset("nano"))
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: train_preset("nano"))
     model_size: str = "nano"
     """Named size that the other defaults come from: nano, 25m or 100m."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs(Shape):
+    """Settings of `bdh train`."""
+
     dataset: str = "shakespeare"
     """Text to learn: shakespeare (the plays) or tiny-shakespeare."""
     data: Path | None = None
@@ -200,7 +206,7 @@ def inspect(
         raise ValueError("the text is empty: expected at least one character")
     least, most = BASELINE_BYTES
     affordable = BASELINE_WORK // (hatchling.config.n_layer * hatchling.config.n_parameters)
-    baseline = _spread(corpus.validation.tobytes(), min(most, max(least, affordable)))
+    baseline = spread(corpus.validation.tobytes(), min(most, max(least, affordable)))
     found = lens.inspect_text(
         hatchling, hatchling.as_ids(text), baseline, signal=signal, telling=top, contexts=contexts
     )
@@ -244,6 +250,38 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanArgs(Shape):
+    """Settings of `bdh plan`."""
+
+    run: Path | None = None
+    """Compare the plan of this run directory with what was measured there, instead."""
+    calibrate: bool = True
+    """Measure the speed of some steps on this machine; --no-calibrate answers at once."""
+    json: bool = False
+    """Print as JSON."""
+
+
+def plan(args: tyro.conf.OmitArgPrefixes[PlanArgs]) -> int:
+    """Say what a training will take before it is begun: parameters, memory, time."""
+    console = Console(highlight=False)
+    if args.run is not None:
+        found = planning.compare(args.run)
+        if args.json:
+            print(_json(vars(found) | {"plan": found.plan.to_dict()}))
+        else:
+            planning.print_comparison(found, console)
+        return 0
+    needed = planning.make(args.model, args.train)
+    with Console(stderr=True).status("measuring some steps"):
+        speeds = planning.calibrate(args.model, args.train) if args.calibrate and needed.fits else {}
+    if args.json:
+        print(_json({"plan": needed.to_dict(), "speed": {name: asdict(speed) for name, speed in speeds.items()}}))
+    else:
+        planning.print_plan(needed, speeds, console)
+    return 0
+
+
 def run_bench(settings: tyro.conf.OmitArgPrefixes[bench.Settings], json: bool = False, plot: Path | None = None) -> int:
     """Measure this machine: this package beside the released way and beside GPT-2 of equal size.
 
@@ -265,6 +303,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
+    "plan": plan,
     "bench": run_bench,
     "convert": convert,
     "doctor": doctor,
@@ -299,7 +338,12 @@ def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"bdh {__version__}")
         return 0
-    defaults = {"train": {"args": _train_defaults(argv)}} if argv[:1] == ["train"] else {}
+    defaults: dict[str, dict[str, Any]] = {}
+    if argv[:1] == ["train"]:
+        defaults["train"] = {"args": _train_defaults(argv)}
+    if argv[:1] == ["plan"]:
+        chosen = _train_defaults(argv)
+        defaults["plan"] = {"args": PlanArgs(model=chosen.model, train=chosen.train, model_size=chosen.model_size)}
     return parse(argv, COMMANDS, defaults)()
 
 
@@ -344,15 +388,6 @@ def _corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     if facts is not None:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
     return load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
-
-
-def _spread(text: bytes, size: int, piece: int = 4096) -> bytes:
-    """Return about `size` bytes in pieces taken evenly from the whole text, which may begin with one play."""
-    if len(text) <= size:
-        return text
-    count = max(1, size // piece)
-    starts = [round(i * (len(text) - piece) / max(1, count - 1)) for i in range(count)]
-    return b"".join(text[start : start + piece] for start in starts)
 
 
 def _json(value: Any) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bdh import BDH, checkpoint
-from bdh.bench import Point, Settings, process
+from bdh import BDH, checkpoint, process
+from bdh.bench import Point, Settings
 from bdh.bench.asking import Asking
 from bdh.bench.loss import learn
 from bdh.bench.pool import Failed, Pool, Worker

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bdh.data import fixed_windows, random_windows
+from bdh.data import fixed_windows, random_windows, spread
 
 # idx == its own offset, so that a batch shows which windows were drawn
 COUNTING = np.arange(1000)
@@ -135,3 +135,12 @@ def test_fixed_windows_refuses() -> None:
         fixed_windows(np.arange(10), block_size=2, max_windows=0)
     with pytest.raises(ValueError, match=r"one sequence \(n,\), got shape \(2, 5\)"):
         fixed_windows(np.arange(10).reshape(2, 5), block_size=2)
+
+
+def test_validation_text_is_sampled_from_all_of_it() -> None:
+    text = bytes(i // 1000 for i in range(200_000))  # each byte says where it stood
+    sample = spread(text, 40_000)
+    assert len(sample) == 9 * 4096
+    assert sample[0] == 0
+    assert sample[-1] > 190
+    assert spread(text[:300], 40_000) == text[:300]

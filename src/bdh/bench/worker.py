@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdh import checkpoint
-from bdh.bench import process
+from bdh import checkpoint, process
 from bdh.bench.contenders import CONTENDERS, Maker
 from bdh.bench.loss import learn
 from bdh.bench.protocol import Contestant, Declined

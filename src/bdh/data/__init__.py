@@ -1,7 +1,7 @@
 """Where text comes from (corpora), how it becomes tokens (tokenizers) and batches (streams)."""
 
 from bdh.data.corpora import CORPORA, Corpus, CorpusError, load_corpus
-from bdh.data.streams import fixed_windows, random_windows
+from bdh.data.streams import fixed_windows, random_windows, spread
 from bdh.data.tokenizers import ByteTokenizer, TextDecoder
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "fixed_windows",
     "load_corpus",
     "random_windows",
+    "spread",
 ]

@@ -99,3 +99,12 @@ def _require_window(tokens: Tokens, block_size: int) -> None:
             f"block_size={block_size} needs at least {block_size + 1} tokens (a window and its targets), "
             f"got {len(tokens)}; use a smaller block size or a longer text"
         )
+
+
+def spread(text: bytes, size: int, piece: int = 4096) -> bytes:
+    """Return about `size` bytes in pieces taken evenly from the whole text, which may begin with one play."""
+    if len(text) <= size:
+        return text
+    count = max(1, size // piece)
+    starts = [round(i * (len(text) - piece) / max(1, count - 1)) for i in range(count)]
+    return b"".join(text[start : start + piece] for start in starts)

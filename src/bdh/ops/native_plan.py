@@ -86,7 +86,7 @@ class Plan:
     """How a call is cut into tiles, and the phases of a chunk."""
 
     def __init__(self, B: int, T: int, H: int, K: int, D: int, *, winners: int | None = None) -> None:
-        self.H, self.K, self.D, self.winners = H, K, D, winners
+        self.B, self.H, self.K, self.D, self.winners = B, H, K, D, winners
         # the quadratic form is the cheaper one up to about T = 4 D
         self.chunk = T if min(4 * D, MOST_TOKENS) >= T else min(2 * D, MOST_TOKENS)
         rows = max(1, min(MOST_TOKENS, ROWS // D) // T) if self.chunk == T else 1
@@ -101,6 +101,14 @@ class Plan:
         turn = (frequencies(K) * self.chunk).frac() * (2 * math.pi)
         self._chunk_turn = turn.cos().float()[:, None], turn.sin().float()[:, None]
         self._phases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def level_nbytes(self, density: float) -> int:
+        """Predict `Level.nbytes` for a share of x that fires."""
+        tokens = sum(part.stop - part.start for part in self.tokens)
+        lists = round(density * self.B * tokens * self.H * self.K) * (2 + 4 + 4)  # token, x, gate
+        starts = 8 * len(self.rows) * len(self.tokens) * self.H * (self.K + len(self.neurons))
+        scores = 4 * self.B * self.H * sum((part.stop - part.start) ** 2 for part in self.tokens)
+        return lists + starts + scores + 4 * self.B * tokens * self.D * (self.H + 2)  # a, v, write
 
     def phases(self, neurons: slice, C: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine (J/2, C) of a block of neurons."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdh import lens, ops
+from bdh import lens, ops, process
 from bdh.checkpoint import CheckpointError
 from bdh.config import TrainConfig
 from bdh.data import Corpus, TextDecoder, fixed_windows, random_windows
@@ -263,6 +263,7 @@ class _Training:
             "grad_norm": norm.item(),
             "tokens_per_s": steps_done * c.tokens_per_step / (self.seconds - self.seconds_before),
             "train_seconds": round(self.seconds, 3),
+            "peak_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else process.peak(),
         }
         self.run.log(record)
         self.reporter.step(record, steps_done, c.max_steps)
