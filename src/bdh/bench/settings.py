@@ -26,7 +26,7 @@ SMALL = 5_000_000
 CONTEXTS = (64, 512)
 """Tokens that were read before the one that `decode` measures."""
 POSITIONS = (1_000, 100_000)
-"""Positions at which `decode` is measured too, after the last of CONTEXTS; a cache holds all the tokens before."""
+"""Positions at which `decode` is measured too, after the first of CONTEXTS; a cache holds all the tokens before."""
 LENGTHS = (1, 2, 4, 16, 64)
 """Lengths of a text in `length`, in blocks."""
 EVAL_INTERVAL = 50
@@ -152,7 +152,7 @@ class Settings:
         if case == "decode":
             return (
                 *(Point("decode", self.batch_size or 1, tokens) for tokens in CONTEXTS),
-                *(Point("decode", self.batch_size or 1, CONTEXTS[-1], position) for position in POSITIONS),
+                *(Point("decode", self.batch_size or 1, CONTEXTS[0], position) for position in POSITIONS),
             )
         if case == "length":
             works: tuple[Work, ...] = ("train", "prefill")
