@@ -191,7 +191,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, generate, inspect, bench, convert, doctor}"),
+    ("", "Expected one of {train, generate, inspect, plan, bench, convert, doctor}"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
@@ -206,7 +206,7 @@ MISTAKES = [
     ("train --data EMPTY --out-dir OUT", "EMPTY"),
     ("train --device abacus --data TEXT --out-dir OUT", "abacus"),
     ("train --dtype float16 --device cpu --data TEXT --out-dir OUT", "float16 needs a GPU"),
-    ("train --backend native --sparsity 0.8 --device cpu --data TEXT --out-dir OUT", "'native' cannot be used"),
+    ("train --backend native --compile --data TEXT --out-dir OUT", "backend='native': expected auto or composed"),
     ("train --backend tiled --compile", "backend='tiled': expected auto or composed, since compile is on"),
     ("train --block-size 100000 --data TEXT --out-dir OUT", "100000"),
     ("train --resume-from NOWHERE", "no checkpoint there"),

@@ -1,5 +1,6 @@
 """Contenders in processes of their own: what they answer, and what is said when they die."""
 
+import mmap
 import os
 import signal
 from collections.abc import Iterator
@@ -124,7 +125,10 @@ def test_peak_and_reset_are_of_this_process() -> None:
     now = process.resident()
     if now is not None:
         process.reset_peak()
-        torch.ones(2**25)
+        pages = mmap.mmap(-1, 2**27)  # not from the allocator, which may have kept freed memory
+        for at in range(0, len(pages), mmap.PAGESIZE):
+            pages[at] = 1
+        pages.close()
         assert process.peak() - now > 100 * 2**20
 
 
