@@ -65,7 +65,7 @@ def attention(D: int, K: int) -> dict[str, dict[str, float]]:
 
 
 def training(model: BDH, batch_size: int, block_size: int) -> dict[str, float]:
-    """Forward and backward of one batch: written naively, composed of PyTorch operations, by the native kernels."""
+    """Forward and backward of one batch: written naively, by each path."""
     idx = torch.randint(0, 256, (batch_size, block_size))
     model.train()
 
@@ -80,7 +80,8 @@ def training(model: BDH, batch_size: int, block_size: int) -> dict[str, float]:
         with patch.object(ops, "attention_read", reference.quadratic_attention):
             pass_both_ways("composed")
 
-    candidates: dict[str, Callable[[], object]] = {"naive": naive_step, "composed": partial(pass_both_ways, "composed")}
+    candidates: dict[str, Callable[[], object]] = {"naive": naive_step}
+    candidates |= {backend: partial(pass_both_ways, backend) for backend in ("composed", "tiled")}
     if ops.native.available():
         candidates["native"] = partial(pass_both_ways, "native")
     ms = medians(candidates)

@@ -86,7 +86,7 @@ def main() -> None:
     asked = commands.add_parser("memory")
     asked.add_argument("--batch-size", type=int, default=1)
     asked.add_argument("--block-size", type=int, default=1024)
-    asked.add_argument("--backend", choices=("native", "composed"), default="native")
+    asked.add_argument("--backend", choices=("native", "tiled", "composed"), default="native")
     asked.add_argument("--planted", action="store_true", help="with the activity of a trained model")
     asked.add_argument("--recompute", action="store_true", help="keep no lists between the passes")
     given = parser.parse_args()

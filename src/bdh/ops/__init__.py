@@ -135,7 +135,8 @@ def using(backend: LevelsBackend) -> Iterator[None]:
 
     Args:
         backend: "native" (all levels in one call of the C++ kernels), "tiled" (in one call of PyTorch that keeps
-            little), "composed" (operation by operation in PyTorch), or "auto" (see `levels_backend`).
+            little), "composed" (operation by operation in PyTorch), or "auto" (see `levels_backend`). Under
+            torch.compile every pass is composed.
 
     Raises:
         ValueError: another name.
@@ -167,15 +168,16 @@ def levels_backend(*tensors: Tensor, sparsity: float | None, activities: int = 0
         activities: neuron activities of a training pass, B * T * L * N.
 
     Raises:
-        ValueError: `using` asked for a back end that cannot be used.
+        ValueError: native was asked for by `using`, and cannot be.
     """
+    if torch.compiler.is_compiling():
+        return "composed"  # the compiler can look into nothing else, nor into the line below
     choice = _levels_choice.get()
     reasons = _reasons(*tensors, sparsity=sparsity, activities=activities)
     if choice == "auto":
         return next(path for path, reason in reasons.items() if not reason)
-    # whether tiling pays is not asked of those who want it
-    if reasons[choice] and (choice == "native" or torch.compiler.is_compiling()):
-        raise ValueError(f"backend {choice!r} cannot be used: {reasons[choice]}; leave the choice to 'auto'")
+    if choice == "native" and reasons["native"]:
+        raise ValueError(f"backend 'native' cannot be used: {reasons['native']}; leave the choice to 'auto'")
     return choice
 
 
@@ -199,8 +201,6 @@ def why_not_native(like: Tensor, *, sparsity: float | None = None) -> str | None
         return "the kernels compute in float32 alone"
     if not like.is_contiguous():
         return "a tensor is not contiguous"
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot look into it"
     return None if sparsity is None else "k winners take all is not in the kernels"
 
 

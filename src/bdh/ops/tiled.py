@@ -108,8 +108,6 @@ def why_not(like: Tensor, activities: int) -> str | None:
         like: a tensor of the pass.
         activities: B * T * L * N of the pass.
     """
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot look into it"
     held = COMPOSED * activities * product_dtype(like).itemsize
     if like.device.type == "cpu" or held > budget(like.device):
         return None
