@@ -314,7 +314,7 @@ class TestPrecision:
             found = both_ways(tiled_levels(config), inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             plain = both_ways(Composed(config, torch.float32), inputs)
-        assert kept.count(torch.bfloat16) == config.n_layer * 4  # a, scores, write, least; v in float32
+        assert kept.count(torch.bfloat16) == config.n_layer * 4  # a, scores, write, line; v in float32
         for mine, theirs, exact in zip(found, plain, truth, strict=True):
             assert mine.dtype == theirs.dtype == torch.float32
             assert (mine.double() - exact).norm() <= 1.5 * (theirs.double() - exact).norm()
