@@ -314,7 +314,7 @@ class TestPrecision:
             found = both_ways(tiled_levels(config), inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             plain = both_ways(Composed(config, torch.float32), inputs)
-        assert kept.count(torch.bfloat16) == config.n_layer * 4  # a, scores, write, least; v in float32
+        assert kept.count(torch.bfloat16) == config.n_layer * 4  # a, scores, write, line; v in float32
         for mine, theirs, exact in zip(found, plain, truth, strict=True):
             assert mine.dtype == theirs.dtype == torch.float32
             assert (mine.double() - exact).norm() <= 1.5 * (theirs.double() - exact).norm()
@@ -473,9 +473,17 @@ class TestChoice:
         meta = ops.levels_path(torch.zeros((), device="meta"), activities=2**27)
         assert meta.endswith("not tiled: activities of about 4 GiB fit)")
 
-    def test_torch_compile_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        like = torch.zeros((), dtype=torch.float64)
-        assert ops.levels_backend(like) == "composed"
-        with ops.using("tiled"), pytest.raises(ValueError, match=r"'tiled' cannot be used: torch\.compile"):
-            ops.levels_backend(like)
+    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+    def test_the_compiler_sees_one_composed_graph(self) -> None:
+        model = BDH.from_seed(shape(), 0).double()
+        idx = torch.arange(12)[None]
+        graphs = []
+
+        def keep(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+            graphs.append(graph.code)
+            return graph.forward
+
+        logits = torch.compile(model, backend=keep, fullgraph=True)(idx)[0]
+        assert len(graphs) == 1
+        assert "_Levels" not in graphs[0]
+        assert error(logits, model(idx)[0]) <= EXACT

@@ -65,7 +65,8 @@ def density(model: BDH, idx: Tensor) -> Density:
     """
     tap = DensityTap(model.config.n_layer)
     with evaluating(model):
-        model(idx, tap=tap)
+        for row in idx.split(1):  # together they would take more memory than a training pass does
+            model(row, tap=tap)
     return tap.result()
 
 

@@ -109,7 +109,9 @@ def linear_attention(
 
 
 def _as_chosen(backend: Backend) -> Backend:
-    return "reference" if backend == "auto" and _levels_choice.get() == "reference" else backend
+    if torch.compiler.is_compiling() or backend != "auto":  # the compiler cannot read the choice
+        return backend
+    return "reference" if _levels_choice.get() == "reference" else "auto"
 
 
 def levels(
@@ -146,7 +148,8 @@ def using(backend: LevelsBackend) -> Iterator[None]:
     Args:
         backend: "native" (all levels in one call of the C++ kernels), "tiled" (in one call of PyTorch that keeps
             little), "composed" (operation by operation in PyTorch), "reference" (the same with attention as its
-            equation says, ops/reference.py), or "auto" (see `levels_backend`).
+            equation says, ops/reference.py), or "auto" (see `levels_backend`). Under torch.compile every pass is
+            composed.
 
     Raises:
         ValueError: another name.
@@ -177,17 +180,18 @@ def levels_backend(*tensors: Tensor, activities: int = 0) -> LevelsPath:
         activities: neuron activities of a training pass, B * T * L * N.
 
     Raises:
-        ValueError: `using` asked for a back end that cannot be used.
+        ValueError: native was asked for by `using`, and cannot be.
     """
+    if torch.compiler.is_compiling():
+        return "composed"  # the compiler can look into nothing else, nor into the line below
     choice = _levels_choice.get()
     if choice == "reference":
         return "composed"
     reasons = _reasons(*tensors, activities=activities)
     if choice == "auto":
         return next(path for path, reason in reasons.items() if not reason)
-    # whether tiling pays is not asked of those who want it
-    if reasons[choice] and (choice == "native" or torch.compiler.is_compiling()):
-        raise ValueError(f"backend {choice!r} cannot be used: {reasons[choice]}; leave the choice to 'auto'")
+    if choice == "native" and reasons["native"]:
+        raise ValueError(f"backend 'native' cannot be used: {reasons['native']}; leave the choice to 'auto'")
     return choice
 
 
@@ -211,8 +215,6 @@ def why_not_native(like: Tensor) -> str | None:
         return "the kernels take float32, with or without autocast to bfloat16"
     if not like.is_contiguous():
         return "a tensor is not contiguous"
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot look into it"
     return None
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from bdh.ops.memory import budget
 from bdh.ops.rotary import rotate, rotation
+from bdh.ops.winners import recall, remember
 
 QUADRATIC = 2
 """A text of up to QUADRATIC * D tokens is one chunk; chunks of a longer one have about D (docs/LOG.md)."""
@@ -108,8 +109,6 @@ def why_not(like: Tensor, activities: int) -> str | None:
         like: a tensor of the pass.
         activities: B * T * L * N of the pass.
     """
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot look into it"
     held = COMPOSED * activities * product_dtype(like).itemsize
     if like.device.type == "cpu" or held > budget(like.device):
         return None
@@ -163,16 +162,16 @@ class _Level(NamedTuple):
     a: Tensor  # (H, B, n, C, D) read, before its norm
     scores: Tensor  # (H, B, n, C, C) inside the chunks, strictly below the diagonal
     write: Tensor  # (B, n, C, D) decoded, before its norm
-    least: Tensor  # (H, B, n, C, 1) smallest activity of the winners; (H, B, n, C, 0) where all may fire
-    last: Tensor  # the last neuron with that activity
+    line: Tensor  # (H, B, n, C, 1) just below the least winner; (H, B, n, C, 0) where all may fire
+    winners: Tensor  # how many, same shape
 
     @classmethod
     def empty(cls, plan: _Plan, v: Tensor) -> _Level:
         B, n, C, D = v.shape
         a = v.new_empty(plan.H, B, n, C, D, dtype=plan.narrow)
-        least = a.new_empty(plan.H, B, n, C, 0 if plan.fire is None else 1)
-        last = torch.empty_like(least, dtype=torch.int32)
-        return cls(v, a, a.new_empty(plan.H, B, n, C, C), a.new_empty(v.shape), least, last)
+        line = a.new_empty(plan.H, B, n, C, 0 if plan.fire is None else 1)
+        winners = torch.empty_like(line, dtype=torch.float32)
+        return cls(v, a, a.new_empty(plan.H, B, n, C, C), a.new_empty(v.shape), line, winners)
 
 
 class _Plan:
@@ -240,7 +239,7 @@ def _forward_level(plan: _Plan, maps: _Maps, kept: _Level, level: int) -> Tensor
         v, write_rows = kept.v[rows].to(plan.narrow), write[rows].view(-1, plan.D)
         for h in range(plan.H):
             here = h, rows
-            fire = None if plan.fire is None else partial(_fire, plan.fire, kept, here)
+            fire = None if plan.fire is None else partial(_fire, plan.fire, kept.line[here], kept.winners[here])
             fired = _attend(plan, maps.encoder[h], v, kept.scores[here], kept.a[here], fire)
             normed = _layer_norm(kept.a[here].to(plan.wide))[0].to(plan.narrow).view(-1, plan.D)
             for neurons in plan.neurons:
@@ -274,6 +273,15 @@ def _attend(
     return fired
 
 
+def _fire(fire: Fire, kept_line: Tensor, kept_count: Tensor, drive: Tensor) -> Tensor:
+    """Let a head fire, and keep what the backward pass has to know of the winners."""
+    x = fire(drive)
+    line, count = remember(x)
+    kept_line.copy_(line.view_as(kept_line))
+    kept_count.copy_(count.view_as(kept_count))
+    return x
+
+
 def _states_before(q: Tensor, v: Tensor) -> Tensor:
     """State rho (R, n-1, J, D) before each chunk but the first: the sum of q^T v over those before it."""
     return _running_sum((q[:, :-1].mT @ v[:, :-1]).unbind(1))
@@ -284,30 +292,6 @@ def _running_sum(terms: Sequence[Tensor]) -> Tensor:
     for term in terms[1:]:
         sums.append(sums[-1] + term)
     return torch.stack(sums, 1).to(terms[0].dtype)
-
-
-# --- k winners ----------------------------------------------------------------------------------------------------
-
-
-def _fire(fire: Fire, kept: _Level, here: tuple[int, slice], drive: Tensor) -> Tensor:
-    """Let a head fire, and keep the line between its winners and losers: two numbers per token."""
-    x = fire(drive)
-    least = F.threshold(x, 0.0, math.inf).amin(-1, keepdim=True)
-    last = torch.where(x == least, _ids(x), -1).amax(-1, keepdim=True)
-    kept.least[here].view_as(least).copy_(least)
-    kept.last[here].view_as(last).copy_(last)
-    return x
-
-
-def _fire_again(kept: _Level, here: tuple[int, slice], drive: Tensor) -> Tensor:
-    """The same winners, without looking for them: a third of the time."""
-    least, last = kept.least[here].view(-1, 1), kept.last[here].view(-1, 1)
-    x = drive.relu_()
-    return x.masked_fill_((x < least) | ((x == least) & (_ids(x) > last)), 0.0)
-
-
-def _ids(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
 
 
 # --- backward -----------------------------------------------------------------------------------------------------
@@ -322,7 +306,9 @@ def _backward_level(plan: _Plan, maps: _Maps, d_maps: _Maps, kept: _Level, level
         v, d_write_rows = kept.v[rows].to(plan.narrow), d_write[rows].view(-1, plan.D)
         for h in range(plan.H):
             here = h, rows
-            fire = None if plan.fire is None else partial(_fire_again, kept, here)
+            fire = None
+            if plan.fire is not None:
+                fire = partial(recall, line=kept.line[here].view(-1, 1), count=kept.winners[here].view(-1, 1))
             normed, rstd = _layer_norm(kept.a[here].to(plan.wide))
             read, d_normed = normed.to(plan.narrow).view(-1, plan.D), torch.zeros_like(normed)
             x, d_x = [], []

@@ -27,7 +27,7 @@ from bdh.train.run import Run, restore
 from bdh.train.schedule import learning_rate
 
 DENSITY_WINDOWS = 4
-EVALUATED = 2**26
+EVALUATED = 2**24
 """Activities (B, T, N) of a level that are evaluated at once: a few of these arrays must not outweigh training."""
 SAMPLE_TOKENS = 300
 # 2^64 over the golden ratio: its multiples lie far apart, so that no two (seed, step) share a dropout stream
