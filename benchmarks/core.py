@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bdh import BDH, BDHConfig, ops, preset
-from bdh.generate import step
+from bdh.generate import step, step_weights
 from bdh.ops import parallel, reference
 from bdh.ops.memory import keep_freed_memory
 from planted import plant
@@ -95,13 +95,13 @@ def decoding(model: BDH) -> dict[str, dict[str, float]]:
     for T in (64, 256, 512):
         idx = torch.randint(0, 256, (1, T))
         _, state = model.advance(idx)
-        encoders, token = model.step_encoders(state), torch.tensor([[32]])
+        weights, token = step_weights(model, state), torch.tensor([[32]])
         candidates: dict[str, Callable[[], object]] = {
             "re-read": partial(model, idx),
             "state": partial(step, model, token, state),
         }
-        if encoders is not None:
-            candidates["native"] = partial(step, model, token, state, encoders)
+        if weights is not None:
+            candidates["native"] = partial(step, model, token, state, weights)
         rows[f"context {T}"] = medians(candidates)
     return rows
 

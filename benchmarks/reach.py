@@ -18,7 +18,7 @@ import torch
 
 import bdh
 from bdh import BDH, State, ops
-from bdh.generate import prefill, step
+from bdh.generate import prefill, step, step_weights
 from bdh.ops import native_levels
 from bdh.ops.memory import keep_freed_memory
 from planted import plant
@@ -51,12 +51,12 @@ def length(model: BDH) -> None:
 
         print(f"T={T:<6} training {median_us(train, T):7.1f}  reading {median_us(read, T):7.1f} us/token", flush=True)
     _, state = prefill(model, idx[:, :200])
-    encoders = model.step_encoders(state)
+    weights = step_weights(model, state)
     times: dict[int, list[float]] = {1000: [], 100_000: []}
     for _ in range(60):
         for position, found in times.items():
             started = time.perf_counter()
-            step(model, torch.tensor([[32]]), State(state.rho, position), encoders)
+            step(model, torch.tensor([[32]]), State(state.rho, position), weights)
             found.append(time.perf_counter() - started)
     for position, found in times.items():
         print(f"one more token at position {position}: {1e3 * statistics.median(found):.3f} ms")

@@ -5,7 +5,7 @@ Shapes: B batch, H heads, T tokens, K neurons per head, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
@@ -14,23 +14,25 @@ import torch
 from torch import Tensor
 
 from bdh.ops import native, parallel, reference
-from bdh.ops.native import NeuronMajor, neuron_major
+from bdh.ops.native import Precision, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
 from bdh.ops.native_levels import levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
 __all__ = [
-    "NeuronMajor",
+    "Precision",
+    "StepWeights",
     "attention_read",
     "frequencies",
     "levels",
     "levels_backend",
     "levels_path",
     "linear_attention",
-    "neuron_major",
     "rotate",
     "rotation",
+    "step_backend",
     "step_levels",
+    "step_weights",
     "using",
 ]
 
@@ -129,7 +131,7 @@ def using(backend: LevelsBackend) -> Iterator[None]:
 
 
 def levels_backend(*tensors: Tensor, sparsity: float | None) -> Literal["native", "composed"]:
-    """Return how a pass is computed that nobody taps: in training from an empty state, or one token in generation.
+    """Return how a training pass from an empty state that nobody taps is computed.
 
     Native: float32 on a CPU, natural sparsity, no autocast, kernels built. Composed: everything else.
 
@@ -140,23 +142,53 @@ def levels_backend(*tensors: Tensor, sparsity: float | None) -> Literal["native"
     Raises:
         ValueError: native was asked for by `using`, and cannot be.
     """
+    return _backend(why_composed(tensor, sparsity=sparsity) for tensor in tensors)
+
+
+def step_backend(
+    encoder: Tensor, *rho: Tensor, sparsity: float | None, precision: Precision = "float32"
+) -> Literal["native", "composed"]:
+    """Return how one token of generation is computed: as `levels_backend` says, but a state may be in bfloat16 too.
+
+    Args:
+        encoder: the weights of the model.
+        *rho: states of the levels.
+        sparsity: the model's k-winners target.
+        precision: of the weights that the step reads; only the native kernels read other weights than the model's.
+
+    Raises:
+        ValueError: an unknown precision, or one that cannot be had here.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: expected one of {', '.join(get_args(Precision))}")
+    stored = torch.float32, torch.bfloat16
+    reasons = [why_composed(encoder, sparsity=sparsity), *(why_composed(state, dtypes=stored) for state in rho)]
+    backend = _backend(reasons)
+    if backend == "composed" and precision != "float32":
+        reason = next(filter(None, reasons), "backend 'composed' is in use")
+        raise ValueError(f"precision={precision!r} needs the native kernels: {reason}; leave it at 'float32'")
+    return backend
+
+
+def _backend(reasons: Iterable[str | None]) -> Literal["native", "composed"]:
     choice = _levels_choice.get()
     if choice == "composed":
         return "composed"
-    reasons = (why_composed(tensor, sparsity=sparsity) for tensor in tensors)
-    reason = next((reason for reason in reasons if reason), None)
+    reason = next(filter(None, reasons), None)
     if reason and choice == "native":
         raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
     return "composed" if reason else "native"
 
 
-def why_composed(like: Tensor, *, sparsity: float | None = None) -> str | None:
+def why_composed(
+    like: Tensor, *, sparsity: float | None = None, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+) -> str | None:
     """Return why the native back end does not take a pass; None where it does."""
     if like.device.type != "cpu":
         return f"the tensors are on {like.device.type}, the kernels run on a CPU"
     if not native.available():
         return native.why_not
-    if torch.is_autocast_enabled("cpu") or like.dtype != torch.float32:
+    if torch.is_autocast_enabled("cpu") or like.dtype not in dtypes:
         return "the kernels compute in float32 alone"
     if not like.is_contiguous():
         return "a tensor is not contiguous"
