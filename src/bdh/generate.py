@@ -112,17 +112,29 @@ def prefill(model: BDH, idx: Tensor, state: State | None = None) -> tuple[Tensor
     return logits[:, -1], owned
 
 
-def step(model: BDH, idx: Tensor, state: State, encoders: ops.NeuronMajor | None = None) -> tuple[Tensor, State]:
+def step_weights(model: BDH, state: State, precision: ops.Precision = "float32") -> ops.StepWeights | None:
+    """Return copies of the weights as they are now, which make a single token cheaper; None where nothing would.
+
+    Raises:
+        ValueError: an unknown precision, or one that cannot be had here.
+    """
+    sparsity = model.config.sparsity
+    if ops.step_backend(model.encoder, *state.rho, sparsity=sparsity, precision=precision) == "composed":
+        return None
+    return ops.step_weights(model.encoder, model.encoder_v, model.decoder, precision)
+
+
+def step(model: BDH, idx: Tensor, state: State, weights: ops.StepWeights | None = None) -> tuple[Tensor, State]:
     """Advance without dropout or gradients; the caller gives the state away and its memory is reused, not copied.
 
     Args:
         model: the model.
         idx: (B, T) token ids.
         state: what was read before.
-        encoders: `model.step_encoders(state)`, which makes a single token cheaper; of the weights as they are now.
+        weights: from `step_weights`, to be made again when the model changes.
     """
-    if encoders is not None and idx.shape[1] == 1:
-        return model.step(idx, state, encoders)
+    if weights is not None and idx.shape[1] == 1:
+        return model.step(idx, state, weights)
     with evaluating(model):
         logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
     assert after is not None
@@ -139,6 +151,7 @@ def stream(
     top_p: float | None = None,
     seed: int | None = None,
     state: State | None = None,
+    precision: ops.Precision = "float32",
 ) -> Iterator[Tensor]:
     """Yield `max_new_tokens` tokens after the prompt, each as it is chosen, at a cost independent of the position.
 
@@ -152,29 +165,36 @@ def stream(
         top_p: see `Sampling`.
         seed: see `Sampling`; the same seed gives the same tokens.
         state: what was read before the prompt; not changed.
+        precision: "bfloat16" or "int8" reads rounded copies of the maps and keeps the state in bfloat16, for speed:
+            on a CPU with the native kernels. The prompt is read with the weights as they are.
 
     Yields:
         The next token of each sequence, (B,).
 
     Raises:
-        ValueError: a sampling value is not usable (at the call), the prompt is not (at the first token), or the
-            logits are not finite (at any token).
+        ValueError: a sampling value or the precision is not usable (at the call), the prompt is not (at the first
+            token), or the logits are not finite (at any token).
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
-    return _stream(model, idx, max_new_tokens, sampling, state)
+    ops.step_backend(model.encoder, sparsity=model.config.sparsity, precision=precision)
+    return _stream(model, idx, max_new_tokens, sampling, state, precision)
 
 
-def _stream(model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None) -> Iterator[Tensor]:
+def _stream(
+    model: BDH, idx: Tensor, max_new_tokens: int, sampling: Sampling, state: State | None, precision: ops.Precision
+) -> Iterator[Tensor]:
     generator = sampling.generator(idx.device)
     logits, state = prefill(model, idx, state)
-    encoders = model.step_encoders(state) if max_new_tokens > 1 else None
+    if precision != "float32":
+        state = state.to(dtype=torch.bfloat16)
+    weights = step_weights(model, state, precision) if max_new_tokens > 1 else None
     for made in range(max_new_tokens):
         token = sampling.choose(logits, generator)
         yield token
         if made + 1 < max_new_tokens:
-            all_logits, state = step(model, token[:, None], state, encoders)
+            all_logits, state = step(model, token[:, None], state, weights)
             logits = all_logits[:, -1]
 
 

@@ -230,13 +230,13 @@ class BDH(nn.Module):
         after = State(tuple(rho for rho in rhos if rho is not None), position + idx.shape[1]) if wants_state else None
         return logits, after
 
-    def step(self, idx: Tensor, state: State, encoders: ops.NeuronMajor) -> tuple[Tensor, State]:
+    def step(self, idx: Tensor, state: State, weights: ops.StepWeights) -> tuple[Tensor, State]:
         """Read one token of each sequence with the native kernels, without dropout or gradients.
 
         Args:
             idx: (B, 1) token ids.
             state: given away, its memory is written to.
-            encoders: from `step_encoders`, of the weights as they are.
+            weights: from `bdh.generate.step_weights`.
 
         Returns:
             logits (B, 1, V) and the state.
@@ -245,14 +245,8 @@ class BDH(nn.Module):
         self._check_state(state, idx.shape[0])
         turn = ops.rotation(self.config.neurons_per_head, state.position, 1, like=self.encoder)
         with torch.no_grad():
-            v = ops.step_levels(_layer_norm(self.embed(idx)), encoders, self.decoder, state.rho, turn)
+            v = ops.step_levels(_layer_norm(self.embed(idx)), weights, state.rho, turn)
             return v @ self.lm_head, replace(state, position=state.position + 1)
-
-    def step_encoders(self, state: State) -> ops.NeuronMajor | None:
-        """Return the encoders as `step` reads them; None where it cannot be taken from this state."""
-        if self.config.sparsity is not None or self._path(0, self.encoder, *state.rho) != "native":
-            return None
-        return ops.neuron_major(self.encoder, self.encoder_v)
 
     def _layer(
         self, v: Tensor, rho: Tensor | None, turn: Tensor, tap: Tap, wants_state: bool, owns_rho: bool

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from bdh import BDH, BDHConfig, State, generate, ops
+from bdh import BDH, BDHConfig, ops
 from bdh.mechanisms import k_winners
 from bdh.ops import native, native_levels, native_plan
 from tolerances import CONTROL, SAME, error
@@ -360,72 +360,3 @@ def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert ops.levels_backend(model.encoder) == "tiled"
     with ops.using("native"), pytest.raises(ValueError, match=r"not built \(test\)"):
         model(torch.arange(4)[None])
-
-
-class TestStep:
-    """One token through all levels against the composed step."""
-
-    @pytest.mark.parametrize("D", [16, 30, 64, 256])
-    @pytest.mark.parametrize("B", [1, 3])
-    @pytest.mark.parametrize("threads", [1, 2, 5])
-    def test_equals_the_composed_step(self, D: int, B: int, threads: int) -> None:
-        model = BDH.from_seed(shape(D, multiplier=4), 0).eval()
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with torch.no_grad():
-                model.encoder *= 5
-                model.decoder *= 5
-                idx = torch.randint(0, 256, (B, 9), generator=torch.Generator().manual_seed(0))
-                _, state = model.advance(idx)
-                encoders, own = model.step_encoders(state), State(tuple(rho.clone() for rho in state.rho), 9)
-                for token in (3, 4, 5):
-                    now = torch.full((B, 1), token)
-                    expected, state = model.advance(now, state)
-                    got, own = generate.step(model, now, own, encoders)
-                    assert error(got, expected) <= FORWARD
-                    for mine, theirs in zip(own.rho, state.rho, strict=True):
-                        assert error(mine, theirs) <= FORWARD
-        finally:
-            torch.set_num_threads(before)
-
-    @pytest.mark.parametrize("name", ["avx512", "avx2", "portable"])
-    def test_every_instruction_set_says_the_same(self, name: str) -> None:
-        before = native.instruction_set()
-        model = BDH.from_seed(shape(40), 0).eval()
-        idx = torch.tensor([list(b"To be")])
-        with ops.using("composed"):
-            expected = model.generate(idx, 30, temperature=0)
-        if not native.kernels.choose(name):
-            pytest.skip(f"this processor has no {name}")
-        try:
-            assert torch.equal(model.generate(idx, 30, temperature=0), expected)
-        finally:
-            native.kernels.choose(before)
-
-    def test_generation_takes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls = []
-        step = ops.step_levels
-        monkeypatch.setattr(ops, "step_levels", lambda *args: (calls.append(1), step(*args))[1])
-        model = BDH.from_seed(shape(), 0)
-        model.generate(torch.tensor([[1, 2]]), 6)
-        assert len(calls) == 5  # the first token comes from the prompt
-        model.double().generate(torch.tensor([[1, 2]]), 6)
-        assert len(calls) == 5
-
-    def test_changed_weights_are_used_by_the_next_generation(self) -> None:
-        model = BDH.from_seed(shape(), 0)
-        idx = torch.tensor([[1, 2]])
-        model.generate(idx, 6, temperature=0)
-        model.encoder.data.neg_()
-        with ops.using("composed"):
-            expected = model.generate(idx, 6, temperature=0)
-        assert torch.equal(model.generate(idx, 6, temperature=0), expected)
-
-    def test_a_state_stored_otherwise_takes_the_composed_step(self) -> None:
-        model = BDH.from_seed(shape(), 0).eval()
-        _, state = model.advance(torch.tensor([[1, 2, 3]]))
-        assert model.step_encoders(state) is not None
-        assert model.step_encoders(state.to(dtype=torch.bfloat16)) is None
-        tokens = list(model.stream(torch.tensor([[4]]), 5, temperature=0, state=state.to(dtype=torch.bfloat16)))
-        assert len(tokens) == 5

@@ -12,7 +12,7 @@ from bdh import ops
 from bdh.bench.gpt2 import GPT2
 from bdh.bench.protocol import Contestant, Declined
 from bdh.bench.settings import Case
-from bdh.generate import prefill, step
+from bdh.generate import prefill, step, step_weights
 from bdh.model import BDH, State, evaluating
 from bdh.ops import native_levels
 
@@ -35,12 +35,13 @@ class Hatchling:
     Args:
         model: the model.
         backend: see `ops.using`; one that this machine does not have declines when it is first used.
+        precision: of the weights that decoding reads, see `bdh.generate.stream`.
     """
 
     about = ""
 
-    def __init__(self, model: BDH, backend: ops.LevelsBackend) -> None:
-        self.module, self.backend = model, backend
+    def __init__(self, model: BDH, backend: ops.LevelsBackend, precision: ops.Precision = "float32") -> None:
+        self.module, self.backend, self.precision = model, backend, precision
         reason = ops.why_not_native(model.encoder) if backend == "native" else None
         if reason:
             raise Declined(f"not here: {reason}")
@@ -60,14 +61,17 @@ class Hatchling:
         """Return what reads one more token into the state, whose size does not depend on the position."""
         state = read_until(self.module, idx, position)
         with ops.using(self.backend):
-            encoders = self.module.step_encoders(state)
-        if self.backend == "native" and encoders is None:
-            raise Declined("the kernels take no k winners in decoding")
+            try:
+                weights = step_weights(self.module, state, self.precision)
+            except ValueError as reason:
+                raise Declined(str(reason)) from None
+        if self.precision != "float32":
+            state = state.to(dtype=torch.bfloat16)
 
         def read_one(token: Tensor) -> Tensor:
             nonlocal state
             with ops.using(self.backend):
-                logits, state = step(self.module, token, state, encoders)
+                logits, state = step(self.module, token, state, weights)
             return logits
 
         return read_one
@@ -161,6 +165,16 @@ CONTENDERS: dict[str, Contender] = {
         "this package in PyTorch operations on tiles, which keeps little",
         ("train", "length", "memory", "loss"),
         lambda of: Hatchling(of.model, "tiled"),
+    ),
+    "native-bfloat16": Contender(
+        "as native, from weights rounded to bfloat16, the state in bfloat16",
+        ("decode",),
+        lambda of: Hatchling(of.model, "native", "bfloat16"),
+    ),
+    "native-int8": Contender(
+        "as native, from weights rounded to int8, the state in bfloat16",
+        ("decode",),
+        lambda of: Hatchling(of.model, "native", "int8"),
     ),
     "native-lean": Contender(
         "as native, with levels computed again in the backward pass",

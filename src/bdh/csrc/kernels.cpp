@@ -2,12 +2,12 @@
 
 #include <omp.h>
 
-#include <cmath>
-
 #include "strips.hpp"
 
 namespace bdh {
 namespace BDH_ISA {
+
+void step(const Step& s, int threads);  // step.cpp
 
 namespace {
 
@@ -320,84 +320,6 @@ void drive_gradient(const Firing& f, const float* d_x, float* d_tile, const floa
     }
 }
 
-// LayerNorm without parameters, in place
-void layer_norm(float* x, int64_t D) {
-    double mean = 0, square = 0;
-    for (int64_t d = 0; d < D; ++d) mean += x[d];
-    mean /= D;
-    for (int64_t d = 0; d < D; ++d) square += (x[d] - mean) * (x[d] - mean);
-    const double scale = 1 / std::sqrt(square / D + 1e-5);
-    for (int64_t d = 0; d < D; ++d) x[d] = static_cast<float>((x[d] - mean) * scale);
-}
-
-// y += s x
-template <int NV>
-inline void axpy(float s, const float* x, float* y, int64_t D) {
-    const int64_t n = NV ? NV : D / W;
-    const vec k = splat(s);
-    for (int64_t i = 0; i < n; ++i) store(y + i * W, load(y + i * W) + k * load(x + i * W));
-    if (!NV)
-        for (int64_t d = n * W; d < D; ++d) y[d] += s * x[d];
-}
-
-// read += q rho, then rho += q v
-template <int NV>
-inline void read_and_write(float q, const float* v, float* rho, float* read, int64_t D) {
-    const int64_t n = NV ? NV : D / W;
-    const vec k = splat(q);
-    for (int64_t i = 0; i < n; ++i) {
-        const vec old = load(rho + i * W);
-        store(read + i * W, load(read + i * W) + k * old);
-        store(rho + i * W, old + k * load(v + i * W));
-    }
-    if (!NV)
-        for (int64_t d = n * W; d < D; ++d) read[d] += q * rho[d], rho[d] += q * v[d];
-}
-
-template <int NV>
-void step_of(const Maps& maps, const float* cosine, const float* sine, float* rho, float* v, int threads) {
-    const int64_t H = maps.heads, K = maps.neurons, D = maps.width;
-    Buffer x(H * K), reads(threads * H * D), writes(threads * D);
-    reads.cleared(0, threads * H * D), writes.cleared(0, threads * D);
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
-        int64_t first, last;
-        share(H * K, first, last);
-        // fire, turn, read and write, pair by pair
-        for (int64_t n = first; n < last; n += 2) {
-            const int64_t h = n / K, j = n % K / 2;
-            float value[2];
-            for (int i = 0; i < 2; ++i) {
-                const float drive = dot<NV>(maps.encoder + (n + i) * D, v, D);
-                x.data()[n + i] = value[i] = drive <= 0 ? 0 : drive;
-            }
-            if (value[0] == 0 && value[1] == 0) continue;
-            float* read = reads.data() + (thread * H + h) * D;
-            read_and_write<NV>(value[0] * cosine[j] - value[1] * sine[j], v, rho + n * D, read, D);
-            read_and_write<NV>(value[1] * cosine[j] + value[0] * sine[j], v, rho + (n + 1) * D, read, D);
-        }
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t h = 0; h < H; ++h) {
-            float* read = reads.data() + h * D;
-            for (int64_t t = 1; t < team; ++t) axpy<0>(1, reads.data() + (t * H + h) * D, read, D);
-            layer_norm(read, D);
-        }
-        // gate and decode where it fires
-        float* write = writes.data() + thread * D;
-        for (int64_t n = first; n < last; ++n) {
-            if (x.data()[n] == 0) continue;
-            const float gate = dot<NV>(maps.encoder_v + n * D, reads.data() + n / K * D, D);
-            if (!(gate <= 0)) axpy<NV>(x.data()[n] * gate, maps.decoder + n * D, write, D);
-        }
-    }
-    for (int64_t t = 1; t < threads; ++t) axpy<0>(1, writes.data() + t * D, writes.data(), D);
-    layer_norm(writes.data(), D);
-    axpy<0>(1, writes.data(), v, D);
-    layer_norm(v, D);
-}
-
 // widths that presets use get kernels of their own
 #define BDH_BY_WIDTH(function, width, ...)                  \
     switch (width) {                                        \
@@ -417,10 +339,6 @@ void gate_backward(const Firing& f, const float* gate, const float* encoder_v, c
                    int threads) {
     BDH_BY_WIDTH(gate_backward_of, f.width, f, gate, encoder_v, decoder, a, d_out, drop, d_encoder_v, d_decoder, d_a,
                  d_x, threads)
-}
-
-void step(const Maps& maps, const float* cosine, const float* sine, float* rho, float* v, int threads) {
-    BDH_BY_WIDTH(step_of, maps.width, maps, cosine, sine, rho, v, threads)
 }
 
 }  // namespace

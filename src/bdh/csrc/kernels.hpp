@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <string>
 
+#include "step.hpp"
+
 namespace bdh {
 
 struct Firing {
@@ -26,12 +28,6 @@ struct Firing {
 struct Dropout {
     uint64_t seed;
     float rate;
-};
-
-// The maps of a level, neuron-major (H, K, D).
-struct Maps {
-    int64_t heads, neurons, width;  // H, K (per head), D
-    const float *encoder, *encoder_v, *decoder;
 };
 
 struct Kernels {
@@ -77,8 +73,8 @@ struct Kernels {
     void (*drive_gradient)(const Firing& f, const float* d_x, float* d_tile, const float* cosine, const float* sine,
                            int64_t T, int threads);
 
-    // one token through one level: v (D) is replaced, rho (H, K, D) is read, then written, at firing pairs only
-    void (*step)(const Maps& maps, const float* cosine, const float* sine, float* rho, float* v, int threads);
+    // one token of each sequence through all levels
+    void (*step)(const Step& s, int threads);
 };
 
 // The kernels in use: the widest that this processor runs, unless `choose` picked others (for tests and timings).

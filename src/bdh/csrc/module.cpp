@@ -2,9 +2,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernels.hpp"
 
@@ -141,22 +143,45 @@ void drive_gradient(Starts start, Tokens token, ConstVector x, ConstVector d_x, 
     bdh::best().drive_gradient(f, d_x.data(), d_tile.data(), cosine.data(), sine.data(), columns(cosine), threads);
 }
 
-void step(Array<const float, 3> encoder, Array<const float, 3> encoder_v, Array<const float, 3> decoder,
-          ConstVector cosine, ConstVector sine, Array<float, 4> rho, Matrix v, int threads) {
-    const bdh::Maps maps = {static_cast<int64_t>(encoder.shape(0)), static_cast<int64_t>(encoder.shape(1)),
-                            static_cast<int64_t>(encoder.shape(2)), encoder.data(), encoder_v.data(), decoder.data()};
-    for (size_t i = 0; i < 3; ++i)
-        require(encoder_v.shape(i) == encoder.shape(i) && decoder.shape(i) == encoder.shape(i) &&
-                    rho.shape(i + 1) == encoder.shape(i),
-                "maps (H, K, D) and rho (B, H, K, D)");
-    require(maps.neurons % 2 == 0 && static_cast<int64_t>(cosine.shape(0)) == maps.neurons / 2 &&
-                sine.shape(0) == cosine.shape(0) && v.shape(0) == rho.shape(0) &&
-                static_cast<int64_t>(v.shape(1)) == maps.width,
-            "cosine and sine (K/2), v (B, D)");
+using Rows = nb::ndarray<nb::ro, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Rho = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+
+bdh::Type type_of(nb::dlpack::dtype type) {
+    using Code = nb::dlpack::dtype_code;
+    if (type == nb::dtype<float>()) return bdh::Type::float32;
+    if (type == nb::dtype<int8_t>()) return bdh::Type::int8;
+    if (type == nb::dlpack::dtype{static_cast<uint8_t>(Code::Bfloat), 16, 1}) return bdh::Type::bfloat16;
+    throw std::invalid_argument("expected float32, bfloat16 or int8");
+}
+
+void step(Rows encoder, Rows encoder_v, Rows decoder, Array<const float, 3> scales, ConstVector cosine, ConstVector sine,
+          const std::vector<Rho>& rho, Matrix v, int threads) {
+    const int64_t B = v.shape(0), H = encoder.shape(0), K = encoder.shape(1), D = v.shape(1);
+    bdh::Step s = {B, static_cast<int64_t>(rho.size()), H, K, D, type_of(encoder.dtype()), {}, {}, {},
+                   bdh::Type::float32, nullptr, cosine.data(), sine.data(), v.data()};
+    const Rows* rows[] = {&encoder, &encoder_v, &decoder};
+    bdh::Map* maps[] = {&s.encoder, &s.encoder_v, &s.decoder};
+    const bool scaled = s.weights == bdh::Type::int8;
+    require(!scaled || (scales.shape(0) == 3 && scales.shape(1) == encoder.shape(0) && scales.shape(2) == encoder.shape(1)),
+            "scales (3, H, K)");
+    for (int i = 0; i < 3; ++i) {
+        for (size_t d = 0; d < 3; ++d)
+            require(rows[i]->shape(d) == encoder.shape(d) && rows[i]->dtype() == encoder.dtype(), "maps (H, K, D) alike");
+        *maps[i] = {rows[i]->data(), scaled ? scales.data() + i * H * K : nullptr};
+    }
+    std::vector<void*> states;
+    for (const Rho& state : rho) {
+        for (size_t d = 0; d < 3; ++d) require(state.shape(d + 1) == encoder.shape(d), "rho (B, H, K, D)");
+        require(state.shape(0) == v.shape(0) && state.dtype() == rho[0].dtype(), "rho (B, H, K, D) alike");
+        s.stored = type_of(state.dtype());
+        states.push_back(state.data());
+    }
+    s.rho = states.data();
+    require(K % 2 == 0 && static_cast<int64_t>(cosine.shape(0)) == K / 2 && sine.shape(0) == cosine.shape(0) &&
+                encoder.shape(2) == v.shape(1) && s.stored != bdh::Type::int8,
+            "cosine and sine (K/2), v (B, D), states of float32 or bfloat16");
     nb::gil_scoped_release release;
-    for (size_t b = 0; b < v.shape(0); ++b)
-        bdh::best().step(maps, cosine.data(), sine.data(), rho.data() + b * maps.heads * maps.neurons * maps.width,
-                         v.data() + b * maps.width, threads);
+    bdh::best().step(s, threads);
 }
 
 }  // namespace
@@ -181,5 +206,6 @@ NB_MODULE(_native, m) {
           "encoder"_a, "v"_a, "d_encoder"_a, "d_v"_a, "threads"_a);
     m.def("drive_gradient", &drive_gradient, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
           "threads"_a);
-    m.def("step", &step, "encoder"_a, "encoder_v"_a, "decoder"_a, "cosine"_a, "sine"_a, "rho"_a, "v"_a, "threads"_a);
+    m.def("step", &step, "encoder"_a, "encoder_v"_a, "decoder"_a, "scales"_a, "cosine"_a, "sine"_a, "rho"_a, "v"_a,
+          "threads"_a);
 }

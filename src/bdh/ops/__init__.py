@@ -16,24 +16,26 @@ from torch import Tensor
 
 from bdh.config import LevelsBackend
 from bdh.ops import native, native_levels, parallel, reference, tiled
-from bdh.ops.native import NeuronMajor, neuron_major
+from bdh.ops.native import Precision, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 
 __all__ = [
     "LevelsBackend",
     "LevelsPath",
-    "NeuronMajor",
+    "Precision",
+    "StepWeights",
     "attention_read",
     "frequencies",
     "levels",
     "levels_backend",
     "levels_path",
     "linear_attention",
-    "neuron_major",
     "rotate",
     "rotation",
+    "step_backend",
     "step_levels",
+    "step_weights",
     "using",
 ]
 
@@ -169,7 +171,8 @@ def using(backend: LevelsBackend) -> Iterator[None]:
 
 
 def levels_backend(*tensors: Tensor, activities: int = 0) -> LevelsPath:
-    """Return how a pass is computed that nobody taps: in training from an empty state, or one token in generation.
+    """Return how a training pass from an empty state that nobody taps is computed.
+
 
     Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Tiled: other training on a CPU; on an
     accelerator, training of which a composed pass would hold more than half of the memory (`tiled.why_not`).
@@ -204,14 +207,44 @@ def _reasons(*tensors: Tensor, activities: int) -> dict[LevelsPath, str | None]:
     }
 
 
-def why_not_native(like: Tensor) -> str | None:
+def step_backend(
+    encoder: Tensor, *rho: Tensor, sparsity: float | None, precision: Precision = "float32"
+) -> Literal["native", "composed"]:
+    """Return how one token of generation is computed: natively wherever it can be, with a state in bfloat16 too.
+
+    Args:
+        encoder: the weights of the model.
+        *rho: states of the levels.
+        sparsity: the model's k-winners target.
+        precision: of the weights that the step reads; only the native kernels read other weights than the model's.
+
+    Raises:
+        ValueError: an unknown precision, or what was asked for cannot be had here.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: expected one of {', '.join(get_args(Precision))}")
+    stored = torch.float32, torch.bfloat16
+    reasons = [why_not_native(encoder), *(why_not_native(state, dtypes=stored) for state in rho)]
+    if sparsity is not None:
+        reasons.append("the kernels take no k winners in decoding")
+    choice, reason = _levels_choice.get(), next(filter(None, reasons), None)
+    if reason and choice == "native":
+        raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")
+    if reason is None and choice not in ("auto", "native"):
+        reason = f"backend {choice!r} is in use"
+    if reason and precision != "float32":
+        raise ValueError(f"precision={precision!r} needs the native kernels: {reason}; leave it at 'float32'")
+    return "composed" if reason else "native"
+
+
+def why_not_native(like: Tensor, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> str | None:
     """Return why the native back end does not take a pass; None where it does."""
     if like.device.type != "cpu":
         return f"the tensors are on {like.device.type}, the kernels run on a CPU"
     if not native.available():
         return native.why_not
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.bfloat16
-    if like.dtype != torch.float32 or autocast != torch.bfloat16:
+    if like.dtype not in dtypes or autocast != torch.bfloat16:
         return "the kernels take float32, with or without autocast to bfloat16"
     if not like.is_contiguous():
         return "a tensor is not contiguous"

@@ -17,7 +17,7 @@ import torch
 from bdh import ops
 from bdh.bench.planted import plant
 from bdh.config import BDHConfig, TrainConfig
-from bdh.generate import prefill, step
+from bdh.generate import prefill, step, step_weights
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory
 from bdh.planning import activations, work
@@ -229,8 +229,8 @@ def _update_seconds(model: BDH, train: TrainConfig) -> float:
 
 def _decode_ms(model: BDH) -> float:
     _, state = prefill(model, torch.zeros(1, 16, dtype=torch.long, device=model.encoder.device))
-    encoders, token = model.step_encoders(state), torch.zeros(1, 1, dtype=torch.long, device=model.encoder.device)
-    return 1e3 * _median_seconds(lambda: step(model, token, state, encoders), 10)
+    weights, token = step_weights(model, state), torch.zeros(1, 1, dtype=torch.long, device=model.encoder.device)
+    return 1e3 * _median_seconds(lambda: step(model, token, state, weights), 10)
 
 
 def _median_seconds(run: Any, repeats: int) -> float:
