@@ -1,6 +1,33 @@
 """Parts that the one layer skeleton takes; each can be switched on alone."""
 
+from bdh.mechanisms.dale import (
+    DaleLaw,
+    DaleLawLinear,
+    GraphPurity,
+    ei_balance,
+    graph_purity,
+    neuron_signs,
+    sign_purity,
+    singular_value_entropy,
+    to_dale,
+)
 from bdh.mechanisms.scale_free import ScaleFree, pack_mask, scale_free_degrees, scale_free_mask, unpack_mask
 from bdh.mechanisms.sparsity import k_winners
 
-__all__ = ["ScaleFree", "k_winners", "pack_mask", "scale_free_degrees", "scale_free_mask", "unpack_mask"]
+__all__ = [
+    "DaleLaw",
+    "DaleLawLinear",
+    "GraphPurity",
+    "ScaleFree",
+    "ei_balance",
+    "graph_purity",
+    "k_winners",
+    "neuron_signs",
+    "pack_mask",
+    "scale_free_degrees",
+    "scale_free_mask",
+    "sign_purity",
+    "singular_value_entropy",
+    "to_dale",
+    "unpack_mask",
+]
