@@ -1,5 +1,6 @@
 """Parts that the one layer skeleton takes; each can be switched on alone."""
 
+from bdh.mechanisms.bcm import BCMHomeostasis, bcm_step
 from bdh.mechanisms.dale import (
     DaleLaw,
     DaleLawLinear,
@@ -11,14 +12,18 @@ from bdh.mechanisms.dale import (
     singular_value_entropy,
     to_dale,
 )
+from bdh.mechanisms.homeostasis import Homeostatic
 from bdh.mechanisms.scale_free import ScaleFree, pack_mask, scale_free_degrees, scale_free_mask, unpack_mask
 from bdh.mechanisms.sparsity import k_winners
 
 __all__ = [
+    "BCMHomeostasis",
     "DaleLaw",
     "DaleLawLinear",
     "GraphPurity",
+    "Homeostatic",
     "ScaleFree",
+    "bcm_step",
     "ei_balance",
     "graph_purity",
     "k_winners",
