@@ -1,6 +1,15 @@
 """Parts that the one layer skeleton takes; each can be switched on alone."""
 
 from bdh.mechanisms.bcm import BCMHomeostasis, bcm_step
+from bdh.mechanisms.criticality import (
+    Avalanches,
+    Branching,
+    CriticalityRegulator,
+    avalanches,
+    branching_ratio,
+    jacobian_gain,
+    spike_counts,
+)
 from bdh.mechanisms.dale import (
     DaleLaw,
     DaleLawLinear,
@@ -17,15 +26,21 @@ from bdh.mechanisms.scale_free import ScaleFree, pack_mask, scale_free_degrees, 
 from bdh.mechanisms.sparsity import k_winners
 
 __all__ = [
+    "Avalanches",
     "BCMHomeostasis",
+    "Branching",
+    "CriticalityRegulator",
     "DaleLaw",
     "DaleLawLinear",
     "GraphPurity",
     "Homeostatic",
     "ScaleFree",
+    "avalanches",
     "bcm_step",
+    "branching_ratio",
     "ei_balance",
     "graph_purity",
+    "jacobian_gain",
     "k_winners",
     "neuron_signs",
     "pack_mask",
@@ -33,6 +48,7 @@ __all__ = [
     "scale_free_mask",
     "sign_purity",
     "singular_value_entropy",
+    "spike_counts",
     "to_dale",
     "unpack_mask",
 ]
