@@ -314,9 +314,13 @@ def test_activity_that_never_varies(fired: bool) -> None:
 
 
 def test_independent_tokens_do_not_branch() -> None:
-    part = CriticalityRegulator()
-    part.observe(normal(1, 4, 1, 100, 50).relu())
-    assert part.ratio() == 0
+    part = CriticalityRegulator(largest=2.0)
+    for step in range(40):
+        part.observe(normal(step, 4, 1, 100, 50).relu() > 1)
+        assert part.ratio() < 0.9
+        part.homeostasis_step()
+    # no gain makes them branch, so it stays at its bound
+    assert part.gain().item() == pytest.approx(2.0)
 
 
 def test_it_moves_between_steps_only_and_not_in_eval() -> None:
@@ -357,6 +361,6 @@ def test_casts_and_refusals() -> None:
     assert part(torch.ones(3, dtype=torch.bfloat16)).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="texts of 30 tokens"):
         part.observe(torch.ones(1, 1, 30, 4))
-    for wrong in ({"target": 1.0}, {"gain": 0.0}, {"ceiling": 0.0}, {"steps": 0}, {"eta": 0.0}):
+    for wrong in ({"target": 1.0}, {"gain": 0.0}, {"gain": 5.0}, {"ceiling": 0.0}, {"steps": 0}, {"eta": 0.0}):
         with pytest.raises(ValueError, match="expected 0 < target < 1"):
             CriticalityRegulator(**wrong)

@@ -21,7 +21,9 @@ from bdh.mechanisms.dale import (
     singular_value_entropy,
     to_dale,
 )
+from bdh.mechanisms.dendrites import Dendrites
 from bdh.mechanisms.homeostasis import Homeostatic
+from bdh.mechanisms.neuromodulation import Neuromodulation, causal_mean
 from bdh.mechanisms.scale_free import ScaleFree, pack_mask, scale_free_degrees, scale_free_mask, unpack_mask
 from bdh.mechanisms.sparsity import k_winners
 
@@ -32,12 +34,15 @@ __all__ = [
     "CriticalityRegulator",
     "DaleLaw",
     "DaleLawLinear",
+    "Dendrites",
     "GraphPurity",
     "Homeostatic",
+    "Neuromodulation",
     "ScaleFree",
     "avalanches",
     "bcm_step",
     "branching_ratio",
+    "causal_mean",
     "ei_balance",
     "graph_purity",
     "jacobian_gain",

@@ -234,12 +234,14 @@ class CriticalityRegulator(Homeostatic):
     The gain acts against the threshold: a gain on activity that a LayerNorm reads later would be divided out. m is
     estimated from the observed counts by `branching_ratio`'s regression. Saturation makes a supercritical network look
     subcritical, and then the equation would raise the gain further. So the gain starts low, and where `ceiling` is
-    reached it is halved, to come back from below.
+    reached it is halved, to come back from below. Where firing at one token does not cause firing at the next, whatever
+    the gain, m stays below the target and the gain ends at its bound: that is not criticality, look at `ratio`.
 
     Args:
         threshold: what the gained drive must exceed, > 0.
         target: branching ratio to hold; cortex is found just below one.
         gain: g at the start, subcritical.
+        largest: bound of g; far above one the threshold hardly counts any more.
         eta: step.
         ceiling: share of neurons that fire, mean over tokens, from which m is not believed.
         steps: largest distance in tokens of the regression, shorter than the texts.
@@ -272,6 +274,7 @@ class CriticalityRegulator(Homeostatic):
         threshold: float = 0.1,
         target: float = 0.98,
         gain: float = 0.5,
+        largest: float = 4.0,
         eta: float = 0.05,
         ceiling: float = 0.3,
         steps: int = 30,
@@ -279,12 +282,13 @@ class CriticalityRegulator(Homeostatic):
         super().__init__()
         if not threshold > 0:
             raise ValueError(f"threshold={threshold}: expected > 0; without one the LayerNorm behind removes the gain")
-        if not (0 < target < 1 and gain > 0 and eta > 0 and 0 < ceiling <= 1 and steps >= 2):
+        if not (0 < target < 1 and 0 < gain <= largest < math.inf and eta > 0 and 0 < ceiling <= 1 and steps >= 2):
             raise ValueError(
-                f"target={target}, gain={gain}, eta={eta}, ceiling={ceiling}, steps={steps}: expected 0 < target < 1, "
-                "gain and eta > 0, 0 < ceiling <= 1, steps >= 2"
+                f"target={target}, gain={gain}, largest={largest}, eta={eta}, ceiling={ceiling}, steps={steps}: "
+                "expected 0 < target < 1, 0 < gain <= largest, eta > 0, 0 < ceiling <= 1, steps >= 2"
             )
-        self.threshold, self.target, self.eta, self.ceiling, self.steps = threshold, target, eta, ceiling, steps
+        self.threshold, self.target, self.largest = threshold, target, largest
+        self.eta, self.ceiling, self.steps = eta, ceiling, steps
         self.register_buffer("log_gain", torch.tensor(math.log(gain)))
         for name in ("products", "squares"):
             self.register_buffer(name, torch.zeros(steps))
@@ -327,6 +331,7 @@ class CriticalityRegulator(Homeostatic):
         rate = self.active / self.tokens.clamp_min(1)
         # tensors all the way: an accelerator is not waited for
         move = torch.where(rate < self.ceiling, self.eta * (self.target - self.ratio()), -math.log(2))
-        self.log_gain = torch.where(self.tokens > 0, self.log_gain + move, self.log_gain)
+        moved = (self.log_gain + move).clamp_max(math.log(self.largest))
+        self.log_gain = torch.where(self.tokens > 0, moved, self.log_gain)
         for name in ("products", "squares", "active", "tokens"):
             setattr(self, name, torch.zeros_like(getattr(self, name)))

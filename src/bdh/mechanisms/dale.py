@@ -25,6 +25,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bdh.mechanisms.dendrites import Dendrites
 from bdh.mechanisms.scale_free import ScaleFree
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -215,10 +216,10 @@ def to_dale(model: Model, excitatory: float = 0.8, seed: int = 0) -> Model:
         True
     """
     for part in model.modules():
-        if isinstance(part, ScaleFree):
+        if isinstance(part, (Dendrites, ScaleFree)):
             raise ValueError(
-                f"a model with {type(part).__name__} cannot be converted exactly: expected dense weights between "
-                "LayerNorms; train it with DaleLaw instead"
+                f"a model with {type(part).__name__} cannot be converted exactly: expected dense weights that read a "
+                "whole LayerNorm; train it with DaleLaw instead"
             )
     changed = copy.deepcopy(model)
     encoder, encoder_v, decoder = (changed.get_parameter(name) for name in ("encoder", "encoder_v", "decoder"))
