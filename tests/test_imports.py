@@ -13,6 +13,7 @@ import bdh
 import bdh.bench
 import bdh.data
 import bdh.generate
+import bdh.mechanisms
 import bdh.ops
 import bdh.train
 
@@ -119,7 +120,7 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (bdh.bench, bdh.lens, bdh.generate, bdh.ops, bdh.data, bdh.train):
+    for module in (bdh.bench, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

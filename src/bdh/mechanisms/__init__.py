@@ -1,5 +1,59 @@
 """Parts that the one layer skeleton takes; each can be switched on alone."""
 
+from bdh.mechanisms.bcm import BCMHomeostasis, bcm_step
+from bdh.mechanisms.criticality import (
+    Avalanches,
+    Branching,
+    CriticalityRegulator,
+    avalanches,
+    branching_ratio,
+    jacobian_gain,
+    spike_counts,
+)
+from bdh.mechanisms.dale import (
+    DaleLaw,
+    DaleLawLinear,
+    GraphPurity,
+    ei_balance,
+    graph_purity,
+    neuron_signs,
+    sign_purity,
+    singular_value_entropy,
+    to_dale,
+)
+from bdh.mechanisms.dendrites import Dendrites
+from bdh.mechanisms.homeostasis import Homeostatic
+from bdh.mechanisms.neuromodulation import Neuromodulation, causal_mean
+from bdh.mechanisms.scale_free import ScaleFree, pack_mask, scale_free_degrees, scale_free_mask, unpack_mask
 from bdh.mechanisms.sparsity import k_winners
 
-__all__ = ["k_winners"]
+__all__ = [
+    "Avalanches",
+    "BCMHomeostasis",
+    "Branching",
+    "CriticalityRegulator",
+    "DaleLaw",
+    "DaleLawLinear",
+    "Dendrites",
+    "GraphPurity",
+    "Homeostatic",
+    "Neuromodulation",
+    "ScaleFree",
+    "avalanches",
+    "bcm_step",
+    "branching_ratio",
+    "causal_mean",
+    "ei_balance",
+    "graph_purity",
+    "jacobian_gain",
+    "k_winners",
+    "neuron_signs",
+    "pack_mask",
+    "scale_free_degrees",
+    "scale_free_mask",
+    "sign_purity",
+    "singular_value_entropy",
+    "spike_counts",
+    "to_dale",
+    "unpack_mask",
+]
