@@ -25,15 +25,17 @@ from bdh.ops.memory import keep_freed_memory
 REPEATS = 7
 
 
-def medians(candidates: dict[str, Callable[[], object]]) -> dict[str, float]:
+def medians(
+    candidates: dict[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Return the median milliseconds of each candidate, measured in turn."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(REPEATS + 1):
         for name, run in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if repeat:  # the first round warms up
-                times[name].append(1e3 * (time.perf_counter() - started))
+                times[name].append(1e3 * (clock() - started))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -22,10 +22,13 @@ from bdh.mechanisms.dale import (
     to_dale,
 )
 from bdh.mechanisms.dendrites import Dendrites
+from bdh.mechanisms.hippo import HiPPO, HiPPOState, hippo_matrices, hippo_reconstruct
 from bdh.mechanisms.homeostasis import Homeostatic
 from bdh.mechanisms.neuromodulation import Neuromodulation, causal_mean
 from bdh.mechanisms.scale_free import ScaleFree, pack_mask, scale_free_degrees, scale_free_mask, unpack_mask
 from bdh.mechanisms.sparsity import k_winners
+from bdh.mechanisms.stdp import KernelState, KernelSTDP, TraceState, stdp_kernel, stdp_window
+from bdh.mechanisms.stdp_trace import TraceSTDP
 
 __all__ = [
     "Avalanches",
@@ -36,15 +39,23 @@ __all__ = [
     "DaleLawLinear",
     "Dendrites",
     "GraphPurity",
+    "HiPPO",
+    "HiPPOState",
     "Homeostatic",
+    "KernelSTDP",
+    "KernelState",
     "Neuromodulation",
     "ScaleFree",
+    "TraceSTDP",
+    "TraceState",
     "avalanches",
     "bcm_step",
     "branching_ratio",
     "causal_mean",
     "ei_balance",
     "graph_purity",
+    "hippo_matrices",
+    "hippo_reconstruct",
     "jacobian_gain",
     "k_winners",
     "neuron_signs",
@@ -54,6 +65,8 @@ __all__ = [
     "sign_purity",
     "singular_value_entropy",
     "spike_counts",
+    "stdp_kernel",
+    "stdp_window",
     "to_dale",
     "unpack_mask",
 ]
