@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdh import ops
-from bdh.ops import leaky, native, reference
+from bdh.ops import leaky, native
 from bdh.ops.lif import Neurons, Reset
 from bdh.ops.surrogate import Surrogate, surrogate_slope
 from tolerances import CONTROL, SAME, error
@@ -48,11 +48,8 @@ def inputs(
 
 def results(way: str, n: Neurons, given: tuple[torch.Tensor, ...], wants: str = "syv") -> list[torch.Tensor]:
     """Spikes, activity, membrane, refractory, and the gradients of what is wanted of them."""
-    if way == "reference":
-        spikes, activity, membrane, waiting = reference.lif_scan(*given, n, graded=True)
-    else:
-        with ops.using(way):
-            spikes, activity, membrane, waiting = ops.lif_scan(*given, n)
+    with ops.using(way):
+        spikes, activity, membrane, waiting = ops.lif_scan(*given, n)
     g = torch.Generator().manual_seed(7)
     parts = {"s": spikes, "y": activity, "v": membrane}
     loss = sum(

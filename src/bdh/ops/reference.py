@@ -51,9 +51,7 @@ def quadratic_attention(q: Tensor, v: Tensor) -> Tensor:
     return (q @ q.mT).tril(diagonal=-1) @ v[:, None]
 
 
-def lif_scan(
-    current: Tensor, membrane: Tensor, refractory: Tensor, n: Neurons, *, graded: bool
-) -> Scan:
+def lif_scan(current: Tensor, membrane: Tensor, refractory: Tensor, n: Neurons, *, graded: bool) -> Scan:
     """Leaky integrate-and-fire neurons, token by token, the gradient left to autograd: see `bdh.ops.lif_scan`.
 
     Args:
@@ -67,15 +65,16 @@ def lif_scan(
         spikes and activity (B, H, T, K), membrane and refractory after the last token.
     """
     alpha = (-1 / torch.tensor(n.tau, dtype=torch.float64)[:, None]).exp().to(current)  # (H, 1)
+    threshold, spread = n.threshold.to(current), n.spread.to(current)
     v, left, spikes = membrane, refractory, []
     for t in range(current.shape[2]):
         h = alpha * v + (1 - alpha) * (n.v_rest + current[:, :, t])
         closed = left > 0
-        s = spike_function(h - n.threshold, n.surrogate, n.beta, scale=n.spread)
+        s = spike_function(h - threshold, n.surrogate, n.beta, scale=spread)
         s = torch.where(closed, 0.0, s)
         felt = s.detach() if n.detach_reset else s
         if n.reset == "soft":
-            v = h - felt * (n.threshold - n.v_reset)
+            v = h - felt * (threshold - n.v_reset)
         elif n.reset == "hard":
             v = (1 - felt) * h + felt * n.v_reset
         else:
