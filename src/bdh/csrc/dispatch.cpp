@@ -1,11 +1,13 @@
 // Picks the widest instruction set that this processor has.
 #include "kernels.hpp"
+#include "scan.hpp"
 
 namespace bdh {
 
 #define BDH_DECLARE(isa)            \
     namespace isa {                 \
     extern const Kernels kernels;   \
+    extern const Scans scans;       \
     }
 
 BDH_DECLARE(portable)
@@ -41,6 +43,14 @@ const Kernels* chosen = first_that_runs();
 }  // namespace
 
 const Kernels& best() { return *chosen; }
+
+const Scans& scans() {
+#if defined(__x86_64__)
+    if (chosen == &avx512::kernels) return avx512::scans;
+    if (chosen == &avx2::kernels) return avx2::scans;
+#endif
+    return portable::scans;
+}
 
 bool choose(const std::string& name) {
     for (const Kernels* k : all)

@@ -186,6 +186,8 @@ void step(Rows encoder, Rows encoder_v, Rows decoder, Array<const float, 3> scal
 
 }  // namespace
 
+void bind_scans(nb::module_& m);  // module_scan.cpp
+
 NB_MODULE(_native, m) {
     m.doc() = "Sparse CPU kernels; see kernels.hpp for what each computes.";
     m.def("instruction_set", [] { return bdh::best().name; });
@@ -206,6 +208,7 @@ NB_MODULE(_native, m) {
           "encoder"_a, "v"_a, "d_encoder"_a, "d_v"_a, "threads"_a);
     m.def("drive_gradient", &drive_gradient, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
           "threads"_a);
+    bind_scans(m);
     m.def("step", &step, "encoder"_a, "encoder_v"_a, "decoder"_a, "scales"_a, "cosine"_a, "sine"_a, "rho"_a, "v"_a,
           "threads"_a);
 }

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from bdh.config import LevelsBackend
-from bdh.ops import native, native_levels, parallel, reference, tiled
+from bdh.ops import lif, native, native_levels, parallel, reference, tiled
+from bdh.ops.leaky import leaky_integrate
 from bdh.ops.native import Precision, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
 from bdh.ops.rotary import frequencies, rotate, rotation
+from bdh.ops.surrogate import spike_function
 
 __all__ = [
     "LevelsBackend",
@@ -27,12 +29,15 @@ __all__ = [
     "StepWeights",
     "attention_read",
     "frequencies",
+    "leaky_integrate",
     "levels",
     "levels_backend",
     "levels_path",
+    "lif_scan",
     "linear_attention",
     "rotate",
     "rotation",
+    "spike_function",
     "step_backend",
     "step_levels",
     "step_weights",
@@ -141,6 +146,38 @@ def levels(
 
     fire = None if winners is None else partial(k_winners, k=winners)
     return tiled.levels(v, encoder, encoder_v, decoder, n_layer=n_layer, dropout=dropout, fire=fire)
+
+
+def lif_scan(
+    current: Tensor, membrane: Tensor, refractory: Tensor, neurons: lif.Neurons, *, graded: bool = True
+) -> lif.Scan:
+    """Leaky integrate-and-fire neurons over tokens: charge, fire, reset.
+
+        h_t = alpha v_{t-1} + (1 - alpha) (v_rest + I_t),    s_t = 1 if h_t >= threshold else 0
+        soft: v_t = h_t - s_t (threshold - v_reset)    hard: v_t = v_reset where s_t = 1, else h_t    none: v_t = h_t
+
+    After a spike a neuron with a refractory period stays at v_reset and silent for that many tokens. The derivative
+    of s is that of `spike_function`; it is found by a reverse scan over the charges h, the only tensor that is kept.
+    The native kernels and PyTorch give the same spikes bit by bit (but for reset "none", which PyTorch computes by
+    products of matrices).
+
+    Args:
+        current: (B, H, T, K).
+        membrane: (B, H, K) v before the first token, float32 at least.
+        refractory: (B, H, K) int8, silent tokens that are left.
+        neurons: constants.
+        graded: activity is s_t relu(I_t); otherwise it is s_t.
+
+    Returns:
+        spikes and activity in the dtype of `current`, the new membrane and refractory.
+    """
+    wide = current.to(torch.promote_types(current.dtype, membrane.dtype)).contiguous()
+    state = membrane.to(wide.dtype), refractory
+    if _levels_choice.get() == "reference":
+        found = reference.lif_scan(wide, *state, neurons, graded=graded)
+    else:
+        found = lif.scan(wide, *state, neurons, graded=graded, on_kernels=levels_backend(wide) == "native")
+    return found._replace(spikes=found.spikes.to(current.dtype), activity=found.activity.to(current.dtype))
 
 
 @contextmanager

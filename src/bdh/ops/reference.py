@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdh.ops.lif import Neurons, Scan
+from bdh.ops.surrogate import spike_function
+
 
 def linear_attention(q: Tensor, v: Tensor, rho: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Causal linear attention, one token at a time, read before write (paper, Eq. 8):
@@ -46,3 +49,38 @@ def quadratic_attention(q: Tensor, v: Tensor) -> Tensor:
         (B, H, T, D).
     """
     return (q @ q.mT).tril(diagonal=-1) @ v[:, None]
+
+
+def lif_scan(current: Tensor, membrane: Tensor, refractory: Tensor, n: Neurons, *, graded: bool) -> Scan:
+    """Leaky integrate-and-fire neurons, token by token, the gradient left to autograd: see `bdh.ops.lif_scan`.
+
+    Args:
+        current: (B, H, T, K).
+        membrane: (B, H, K).
+        refractory: (B, H, K) int8.
+        n: constants.
+        graded: whether the activity is graded.
+
+    Returns:
+        spikes and activity (B, H, T, K), membrane and refractory after the last token.
+    """
+    alpha = (-1 / torch.tensor(n.tau, dtype=torch.float64)[:, None]).exp().to(current)  # (H, 1)
+    threshold, spread = n.threshold.to(current), n.spread.to(current)
+    v, left, spikes = membrane, refractory, []
+    for t in range(current.shape[2]):
+        h = alpha * v + (1 - alpha) * (n.v_rest + current[:, :, t])
+        closed = left > 0
+        s = spike_function(h - threshold, n.surrogate, n.beta, scale=spread)
+        s = torch.where(closed, 0.0, s)
+        felt = s.detach() if n.detach_reset else s
+        if n.reset == "soft":
+            v = h - felt * (threshold - n.v_reset)
+        elif n.reset == "hard":
+            v = (1 - felt) * h + felt * n.v_reset
+        else:
+            v = h
+        v = torch.where(closed, n.v_reset, v)
+        left = torch.where(s > 0, n.refractory, (left - 1).clamp_min(0)).to(left.dtype)
+        spikes.append(s)
+    fired = torch.stack(spikes, dim=2)
+    return Scan(fired, fired * current.relu() if graded else fired, v, left)
