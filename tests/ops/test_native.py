@@ -277,7 +277,7 @@ def test_the_model_uses_it_where_it_can() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.levels_backend(model.encoder) == "native"
     with torch.autocast("cpu", dtype=torch.float16):
-        assert ops.levels_backend(model.encoder) == "tiled"
+        assert ops.levels_backend(model.encoder) == "composed"
     with pytest.raises(ValueError, match="expected one of auto, native, tiled, composed"), ops.using("magic"):
         pass
 

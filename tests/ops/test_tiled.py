@@ -462,6 +462,14 @@ class TestChoice:
             "tiled PyTorch operations (no native"
         )
 
+    def test_half_precision_on_a_cpu_takes_it_when_memory_is_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        config, like = shape(), torch.zeros((), dtype=torch.float16)
+        held = tiled.COMPOSED * config.activities(100) * 2
+        for budget, path in ((held, "composed"), (held - 1, "tiled")):
+            monkeypatch.setattr(tiled, "memory_budget", lambda budget=budget: budget)
+            assert ops.levels_backend(like, activities=config.activities(100)) == path
+            assert ops.levels_backend(like.double(), activities=config.activities(100)) == "tiled"
+
     def test_the_line_says_which_and_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
         like = torch.zeros((), dtype=torch.float64)
         with ops.using("tiled"):

@@ -211,8 +211,8 @@ def levels_backend(*tensors: Tensor, activities: int = 0) -> LevelsPath:
     """Return how a training pass from an empty state that nobody taps is computed.
 
 
-    Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Tiled: other training on a CPU; on an
-    accelerator, training of which a composed pass would hold more than half of the memory (`tiled.why_not`).
+    Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Tiled: other training on a CPU in float32 or
+    wider; elsewhere training of which a composed pass would hold more than half of the memory (`tiled.why_not`).
     Composed: everything else. Generation has no tiles: what is not native there is composed.
 
     Args:

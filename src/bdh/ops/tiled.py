@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bdh.ops.memory import budget
+from bdh.ops.native_levels import memory_budget
 from bdh.ops.rotary import rotate, rotation
 from bdh.ops.winners import recall, remember
 
@@ -83,13 +84,18 @@ def levels(
     """
     seed = int(torch.randint(2**62, ())) if dropout else 0
     B, T, D = v.shape
-    n = 1 if T <= QUADRATIC * D else math.ceil(T / D)
-    C = math.ceil(T / n)
+    n, C = chunks(T, D)
     # padding is silent: where v is zero no neuron fires, at any level
     v = F.pad(v, (0, 0, 0, n * C - T)).reshape(B, n, C, D).contiguous()
     plan = _Plan(v, encoder, seed, dropout, fire)
     out: Tensor = _Levels.apply(v, encoder, encoder_v, decoder, n_layer, plan)  # type: ignore[no-untyped-call]
     return out.view(B, n * C, D)[:, :T]
+
+
+def chunks(T: int, D: int) -> tuple[int, int]:
+    """Return how T tokens are cut: n chunks of C tokens, of which the last is padded."""
+    n = 1 if T <= QUADRATIC * D else math.ceil(T / D)
+    return n, math.ceil(T / n)
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
@@ -102,15 +108,17 @@ def product_dtype(like: Tensor) -> torch.dtype:
 def why_not(like: Tensor, activities: int) -> str | None:
     """Return why a pass that the native kernels do not take should not be tiled; None where it should.
 
-    On a CPU it should: tiles are faster there, and hold less. On an accelerator, where that has not been measured,
-    it should when the activities that a composed pass holds would take more than half of the device's memory.
+    On a CPU in float32 or wider it should: tiles are faster there, and hold less. In half precision, where computing
+    again costs up to a fifth (docs/LOG.md), and on an accelerator, where that has not been measured, it should when
+    the activities that a composed pass holds would take more than half of the memory.
 
     Args:
         like: a tensor of the pass.
         activities: B * T * L * N of the pass.
     """
-    held = COMPOSED * activities * product_dtype(like).itemsize
-    if like.device.type == "cpu" or held > budget(like.device):
+    itemsize, on_cpu = product_dtype(like).itemsize, like.device.type == "cpu"
+    held = COMPOSED * activities * itemsize
+    if (on_cpu and itemsize >= 4) or held > (memory_budget() if on_cpu else budget(like.device)):
         return None
     return f"activities of about {held / 2**30:.2g} GiB fit"
 

@@ -5,14 +5,13 @@ Shapes: B batch, T tokens, H heads, N neurons in all, K = N/H neurons per head, 
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from bdh.config import BDHConfig
 from bdh.ops import CROSSOVER
 from bdh.ops.native_plan import Plan as Tiles
 from bdh.ops.parallel import BLOCK
-from bdh.ops.tiled import QUADRATIC
+from bdh.ops.tiled import chunks
 
 Form = Literal["reference", "dense", "chunked"]
 """How attention is written; see `bdh.ops`."""
@@ -137,8 +136,7 @@ def tiled(config: BDHConfig, B: int, T: int) -> int:
         T: tokens of a window.
     """
     D, H = config.n_embd, config.n_head
-    n = 1 if QUADRATIC * D >= T else math.ceil(T / D)
-    C = math.ceil(T / n)
+    n, C = chunks(T, D)
     winners = 0 if config.winners_per_head is None else 2 * H
     return config.n_layer * WIDE * B * n * C * (2 * D + H * D + H * C + winners) + outside(config, B, T)
 
