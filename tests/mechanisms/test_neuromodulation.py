@@ -8,38 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from bdh.mechanisms import Neuromodulation, causal_mean
+from bdh.mechanisms import Neuromodulation
 from tolerances import CONTROL, SAME, error
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slow(x: torch.Tensor, tau: float, state: torch.Tensor) -> torch.Tensor:
-    decay, rest, means = math.exp(-1 / tau), -math.expm1(-1 / tau), []
-    for t in range(x.shape[1]):
-        state = decay * state + rest * x[:, t]
-        means.append(state)
-    return torch.stack(means, 1)
-
-
-@pytest.mark.parametrize("tau", [0.01, 1.0, 50.0, 1e6])
-def test_the_mean_equals_its_recurrence(tau: float) -> None:
-    x, start = normal(0, 2, 300, 3), normal(1, 2, 3)
-    m, last = causal_mean(x, tau, start)
-    expected = slow(x, tau, start)
-    assert error(m, expected) <= SAME[torch.float64]
-    assert torch.equal(last, m[:, -1])
-    assert error(causal_mean(x, tau)[0], slow(x, tau, torch.zeros_like(start))) <= SAME[torch.float64]
-    if tau in (1.0, 50.0):  # elsewhere it is all x or all start
-        assert error(causal_mean(x, tau * 1.1, start)[0], expected) > CONTROL
-
-
-def test_a_step_is_followed_as_the_time_constant_says() -> None:
-    m, _ = causal_mean(torch.ones(1, 100, 1, dtype=torch.float64), tau=20.0)
-    t = torch.arange(1, 101, dtype=torch.float64)
-    assert error(m[0, :, 0], 1 - torch.exp(-t / 20)) <= SAME[torch.float64]
 
 
 def part_with_weights(seed: int = 0, threshold: float = 0.1) -> Neuromodulation:
@@ -48,6 +22,18 @@ def part_with_weights(seed: int = 0, threshold: float = 0.1) -> Neuromodulation:
         part.weight.copy_(normal(seed, 3, 16))
         part.bias.copy_(normal(seed + 1, 3))
     return part
+
+
+def test_gains_follow_the_running_mean() -> None:
+    part, v, mean = part_with_weights(), normal(2, 2, 100, 16), normal(3, 2, 16)
+    gain, end = part(v, mean)
+    decay = math.exp(-1 / 20)
+    for t in range(100):
+        mean = decay * mean + (1 - decay) * v[:, t]
+        expected = 2 * torch.sigmoid(mean @ part.weight.T + part.bias)
+        assert error(gain[:, :, t, 0].detach(), expected.detach()) <= SAME[torch.float64]
+    assert error(end, mean) <= SAME[torch.float64]
+    assert end.untyped_storage().nbytes() == end.nbytes  # the state holds no memory but its own
 
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=6))

@@ -25,7 +25,7 @@ from bdh.mechanisms.dendrites import Dendrites
 from bdh.mechanisms.hippo import HiPPO, HiPPOState, hippo_matrices, hippo_reconstruct
 from bdh.mechanisms.homeostasis import Homeostatic
 from bdh.mechanisms.lif import Fired, LeakyIntegrateFire, LIFState, calibrating
-from bdh.mechanisms.neuromodulation import Neuromodulation, causal_mean
+from bdh.mechanisms.neuromodulation import Neuromodulation
 from bdh.mechanisms.rates import (
     ThresholdController,
     dead_fraction,
@@ -69,7 +69,6 @@ __all__ = [
     "bcm_step",
     "branching_ratio",
     "calibrating",
-    "causal_mean",
     "dead_fraction",
     "ei_balance",
     "firing_rates",

@@ -5,49 +5,10 @@ Shapes: B batch, H heads, T tokens, D embedding.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-_CHUNK = 64
-
-
-def causal_mean(x: Tensor, tau: float, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Exponential running mean over tokens.
-
-        m_t = lambda m_{t-1} + (1 - lambda) x_t        lambda = exp(-1 / tau)
-
-    Within a chunk of tokens it is one product with a triangular matrix; a loop goes over chunks only.
-
-    Args:
-        x: (B, T, D).
-        tau: time constant in tokens.
-        state: m before the first token (B, D); None is zero.
-
-    Returns:
-        m (B, T, D) and the last m (B, D), in float32 at least. Reading in pieces gives the same.
-
-    Examples:
-        >>> m, last = causal_mean(torch.ones(1, 3, 1), tau=1 / math.log(2))
-        >>> m.flatten().tolist(), last.item()
-        ([0.5, 0.75, 0.875], 0.875)
-    """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    state = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)
-    steps = torch.arange(min(_CHUNK, x.shape[1]) + 1, dtype=torch.float64)
-    powers = torch.exp(-steps / tau).to(x)  # (C + 1,)
-    distance = (steps[:-1, None] - steps[:-1]).to(x.device)
-    # distances above the diagonal are negative: their powers would overflow before they are masked
-    mixing = (-math.expm1(-1 / tau) * torch.exp(-distance.clamp_min(0) / tau)).tril().to(x)
-    means = []
-    with torch.autocast(x.device.type, enabled=False):
-        for chunk in x.split(_CHUNK, dim=1):
-            C = chunk.shape[1]
-            m = mixing[:C, :C] @ chunk + powers[1 : C + 1, None] * state[:, None]
-            means.append(m)
-            state = m[:, -1]
-    return torch.cat(means, 1), state
+from bdh import ops
 
 
 class Neuromodulation(nn.Module):
@@ -101,9 +62,11 @@ class Neuromodulation(nn.Module):
         Returns:
             g (B, H, T, 1) between 0 and 2 in the dtype of `v`, and the running mean after the last token.
         """
-        mean, state = causal_mean(v, self.tau, state)
+        mean, _ = ops.leaky_integrate(v[:, None], [self.tau], None if state is None else state[:, None])
+        mean = mean[:, 0]  # (B, T, D)
         gain = 2 * torch.sigmoid(nn.functional.linear(mean, self.weight.to(mean), self.bias.to(mean)))  # (B, T, H)
-        return gain.mT[..., None].to(v.dtype), state
+        # a view would keep the means of all tokens in memory as long as the state
+        return gain.mT[..., None].to(v.dtype), mean[:, -1].clone()
 
     def gate(self, drive: Tensor, gain: Tensor) -> Tensor:
         """Return `g u - threshold` of a drive (B, H, T, K)."""
