@@ -3,6 +3,8 @@
 import mmap
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,3 +176,25 @@ class TestLearning:
 
     def test_it_ends_with_the_training(self, text: Path) -> None:
         assert self.learn(text, 0.001, 60.0)["steps"] == 200
+
+
+def test_who_is_asked_to_end_ends_its_workers(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from bdh import BDH, BDHConfig, checkpoint
+import numpy as np
+from bdh.bench.pool import Pool
+from bdh.bench.worker import Setup
+folder = Path({str(tmp_path)!r})
+checkpoint.write_model(BDH(BDHConfig(n_layer=1, n_embd=16, n_head=1, mlp_internal_dim_multiplier=4)), folder)
+np.save(folder / "tokens.npy", np.arange(64, dtype=np.uint8))
+with Pool({{"composed": Setup("composed", folder, 1, 8, 0)}}) as pool:
+    pool["composed"].wait()
+    print(pool["composed"].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

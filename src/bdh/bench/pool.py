@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -131,11 +132,16 @@ class Pool:
         self._workers: dict[str, Worker] = {}
 
     def __enter__(self) -> Self:
+        # who is asked to end must end its workers too
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
         for worker in self._workers.values():
             worker.end()
 
