@@ -325,12 +325,11 @@ def _backward_level(plan: _Plan, maps: _Maps, d_maps: _Maps, kept: _Level, level
                 y, d_xy = (read @ encoder_v).relu_(), d_write_rows @ decoder.mT
                 stays = plan.stays(y, level, rows.start, h, neurons.start)
                 if stays is not None:
-                    d_xy.mul_(stays)
+                    y.mul_(stays)  # a neuron that is dropped is one whose gate is closed
                 d_y = _where_positive(d_xy * x_tile, y)
                 x.append(x_tile)
                 d_x.append(d_xy.mul_(y))
-                xy = y.mul_(x_tile) if stays is None else y.mul_(x_tile).mul_(stays)
-                _add_product(d_maps.decoder[h, neurons], xy.mT, d_write_rows)
+                _add_product(d_maps.decoder[h, neurons], y.mul_(x_tile).mT, d_write_rows)
                 _add_product(d_maps.encoder_v[h, :, neurons], read.mT, d_y)
                 _add_product(d_normed.view(-1, plan.D), d_y, encoder_v.mT)
             d_a = _layer_norm_backward(d_normed, normed, rstd).to(plan.narrow)
