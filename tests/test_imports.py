@@ -33,6 +33,7 @@ RANK = {
     "lens": 4,
     "bench": 5,
     "planning": 5,
+    "arguments": 5,
     "parsing": 5,
     "cli": 6,
     "__main__": 7,

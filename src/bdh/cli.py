@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the work failed, 2 the user's mistake (one line on stderr)
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json as jsonlib
 import os
@@ -13,7 +12,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,8 @@ from rich.console import Console
 
 from bdh import __version__, bench, checkpoint, lens, ops, planning
 from bdh import generate as generation
-from bdh.config import BDHConfig, TrainConfig, preset, train_preset
+from bdh.arguments import PlanArgs, TrainArgs, plan_defaults, train_defaults
+from bdh.config import BDHConfig, TrainConfig
 from bdh.data import Corpus, load_corpus, spread
 from bdh.model import BDH
 from bdh.parsing import parse
@@ -36,60 +36,21 @@ BASELINE_WORK = 2**36
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A model and its training; their defaults depend on --model-size."""
-
-    model: tyro.conf.OmitArgPrefixes[BDHConfig] = field(default_factory=lambda: preset("nano"))
-    train: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: train_preset("nano"))
-    model_size: str = "nano"
-    """Named size that the other defaults come from: nano, 25m or 100m."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainArgs(Shape):
-    """Settings of `bdh train`."""
-
-    dataset: str = "shakespeare"
-    """Text to learn: shakespeare (the plays) or tiny-shakespeare."""
-    data: Path | None = None
-    """A text file or a directory of text files to learn instead."""
-    max_epochs: float | None = None
-    """Train for this many times the length of the training text, instead of max_steps."""
-    out_dir: Path | None = None
-    """Run directory; by default runs/DATASET-SIZE."""
-    resume_from: str | None = None
-    """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
-    json: bool = False
-    """Print the result as one JSON line; progress goes to stderr."""
-
-    @property
-    def run_dir(self) -> Path:
-        """Where the run is kept."""
-        if self.resume_from not in (None, "auto"):
-            return Path(self.resume_from)
-        name = self.data.resolve().stem if self.data else self.dataset
-        return self.out_dir or Path("runs") / f"{name}-{self.model_size}"
-
-
 def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
     """Train a model on a text and keep everything about the run in one directory."""
     console = Console(stderr=args.json, highlight=False)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     run = _open_run(args)
     corpus = load_corpus(args.dataset, data=args.data, progress=say)
-    config = args.train
-    if args.max_epochs is not None:
-        if not 0 < args.max_epochs < float("inf"):
-            raise ValueError(f"--max-epochs {args.max_epochs}: expected a number > 0")
-        config = replace(config, max_steps=max(1, round(args.max_epochs * len(corpus.train) / config.tokens_per_step)))
+    config = args.training(lambda: corpus)
     say(
-        f"{_size_name(args)}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
+        f"{args.size_name}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
         f"{args.model.n_layer} levels; {len(corpus.train):,} bytes of {corpus.name} to learn, "
         f"{len(corpus.validation):,} to validate; run in {run.path}"
     )
     where = {"dataset": args.dataset, "data": str(args.data.resolve()) if args.data else None}
-    facts = {"model_size": args.model_size, "text": where}
+    planned = planning.make(args.model, config).to_dict()
+    facts = {"model_size": args.model_size, "text": where, "plan": planned}
     result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
     if args.json:
         print(jsonlib.dumps({"run": str(run.path), **vars(result)}))
@@ -112,10 +73,6 @@ def _open_run(args: TrainArgs) -> Run:
     if run.last is not None and args.resume_from is None:
         raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
     return run
-
-
-def _size_name(args: TrainArgs) -> str:
-    return args.model_size if args.model == preset(args.model_size) else "own shape"
 
 
 def generate(
@@ -253,36 +210,40 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanArgs(Shape):
-    """Settings of `bdh plan`."""
-
-    run: Path | None = None
-    """Compare the plan of this run directory with what was measured there, instead."""
-    calibrate: bool = True
-    """Measure the speed of some steps on this machine; --no-calibrate answers at once."""
-    json: bool = False
-    """Print as JSON."""
-
-
 def plan(args: tyro.conf.OmitArgPrefixes[PlanArgs]) -> int:
-    """Say what a training will take before it is begun: parameters, memory, time."""
-    console = Console(highlight=False)
+    """Say what a training will take before it is begun: parameters, memory, work, time."""
+    console, errors = Console(highlight=False), Console(stderr=True)
     if args.run is not None:
         found = planning.compare(args.run)
+        speeds = _speeds(found.model, found.train, found.trained, errors) if args.calibrate else {}
+        speed = next(reversed(speeds.values()), None)
         if args.json:
-            print(_json(vars(found) | {"plan": found.plan.to_dict()}))
+            print(_json(found.to_dict(speed)))
         else:
-            planning.print_comparison(found, console)
+            planning.print_comparison(found, speed, console)
         return 0
-    needed = planning.make(args.model, args.train)
-    with Console(stderr=True).status("measuring some steps"):
-        speeds = planning.calibrate(args.model, args.train) if args.calibrate and needed.fits else {}
+    say = functools.partial(errors.print, markup=False, soft_wrap=True)
+    train = args.training(lambda: load_corpus(args.dataset, data=args.data, progress=say))
+    needed = planning.make(args.model, train)
+    speeds = _speeds(args.model, train, planning.TRAINED, errors) if args.calibrate else {}
     if args.json:
         print(_json({"plan": needed.to_dict(), "speed": {name: asdict(speed) for name, speed in speeds.items()}}))
     else:
+        console.print(f"{args.size_name}: {args.model.n_neurons:,} neurons, {args.model.n_layer} levels\n")
         planning.print_plan(needed, speeds, console)
     return 0
+
+
+def _speeds(
+    model: BDHConfig, train: TrainConfig, trained: planning.Activity, errors: Console
+) -> dict[str, planning.Speed]:
+    """Time a training, or say why it is not."""
+    reason = planning.why_not(model, train)
+    if reason:
+        errors.print(f"not timed: {reason}", markup=False)
+        return {}
+    with errors.status("") as status:
+        return planning.calibrate(model, train, trained=trained, progress=status.update)
 
 
 def run_bench(settings: tyro.conf.OmitArgPrefixes[bench.Settings], json: bool = False, plot: Path | None = None) -> int:
@@ -341,43 +302,9 @@ def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"bdh {__version__}")
         return 0
-    defaults: dict[str, dict[str, Any]] = {}
-    if argv[:1] == ["train"]:
-        defaults["train"] = {"args": _train_defaults(argv)}
-    if argv[:1] == ["plan"]:
-        chosen = _train_defaults(argv)
-        defaults["plan"] = {"args": PlanArgs(model=chosen.model, train=chosen.train, model_size=chosen.model_size)}
+    makers: dict[str, Callable[[list[str]], object]] = {"train": train_defaults, "plan": plan_defaults}
+    defaults = {argv[0]: {"args": makers[argv[0]](argv)}} if argv and argv[0] in makers else {}
     return parse(argv, COMMANDS, defaults)()
-
-
-def _train_defaults(argv: list[str]) -> TrainArgs:
-    """Return the settings that hold where no flag is given: those of the run to resume, else of the model size."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("model-size", "resume-from", "out-dir", "data", "dataset"):
-        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
-    try:
-        given, _ = parser.parse_known_args(argv[1:])
-    except SystemExit:
-        return TrainArgs()  # the full parser will say what is wrong
-    size = given.model_size or "nano"
-    named = TrainArgs(
-        model_size=size,
-        resume_from=given.resume_from,
-        dataset=given.dataset or "shakespeare",
-        out_dir=Path(given.out_dir) if given.out_dir else None,
-        data=Path(given.data) if given.data else None,
-    )
-    stored = read_facts(named.run_dir) if given.resume_from else None
-    if stored is None:
-        return TrainArgs(model=preset(size), train=train_preset(size), model_size=size)
-    text = stored["text"]
-    return TrainArgs(
-        model=preset(size) if given.model_size else BDHConfig.from_dict(stored["model"]),
-        train=TrainConfig.from_dict(stored["train"]),
-        model_size=stored["model_size"],
-        dataset=text["dataset"],
-        data=Path(text["data"]) if text["data"] else None,
-    )
 
 
 def _open_model(path: Path) -> BDH:

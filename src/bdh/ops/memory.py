@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LIMIT = 2**31 - 1
+_LARGE = 2**23
+_keeping = False
 
 
 def keep_freed_memory() -> bool:
@@ -22,13 +27,50 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the setting took effect (glibc only; elsewhere nothing is done).
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    global _keeping
+    libc = _libc()
+    _keeping = libc is not None and _hold(libc, _LIMIT)
+    return _keeping
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """Return freed memory to the system inside, where `keep_freed_memory` holds it; before and after, what is free now.
+
+    For work between training steps. Its tensors have other sizes than those of a step, and holes that neither can use
+    would stay beside each other (docs/LOG.md).
+
+    Examples:
+        >>> with returning_freed_memory():
+        ...     loss = torch.zeros(())
+    """
+    libc = _libc()
+    if libc is None or not _keeping:
+        yield
+        return
+    _hold(libc, _LARGE)
+    libc.malloc_trim(0)
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        yield
+    finally:
+        libc.malloc_trim(0)
+        keep_freed_memory()
+
+
+def _libc() -> Any:
+    """The C library where it is glibc; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.mallopt and libc.malloc_trim else None
     except (OSError, AttributeError):  # musl has no mallopt
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT)) and bool(mallopt(_M_TRIM_THRESHOLD, _LIMIT))
+        return None
+
+
+def _hold(libc: Any, size: int) -> bool:
+    """Let freed blocks, and the free end of the heap, go back to the system only beyond this size."""
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, size)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, size))
 
 
 def budget(device: torch.device) -> float:

@@ -1,6 +1,22 @@
-"""What a training will take, before it is begun: memory from the shapes, speed from a short calibration."""
+"""What a training will take, before it is begun: memory and work from the shapes, speed from a few timed steps."""
 
-from bdh.planning.planner import Comparison, Plan, Speed, calibrate, compare, make
+from bdh.planning.comparison import Comparison, Row, compare
+from bdh.planning.planner import Plan, make
+from bdh.planning.speed import Speed, calibrate, why_not
 from bdh.planning.terminal import print_comparison, print_plan
+from bdh.planning.work import TRAINED, Activity
 
-__all__ = ["Comparison", "Plan", "Speed", "calibrate", "compare", "make", "print_comparison", "print_plan"]
+__all__ = [
+    "TRAINED",
+    "Activity",
+    "Comparison",
+    "Plan",
+    "Row",
+    "Speed",
+    "calibrate",
+    "compare",
+    "make",
+    "print_comparison",
+    "print_plan",
+    "why_not",
+]

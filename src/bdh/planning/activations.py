@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bdh.config import BDHConfig
-from bdh.ops import CROSSOVER
+from bdh.ops import CROSSOVER, native_levels
 from bdh.ops.native_plan import Plan as Tiles
 from bdh.ops.parallel import BLOCK
 from bdh.ops.tiled import chunks
@@ -38,7 +38,7 @@ def composed(config: BDHConfig, B: int, T: int, *, form: Form | None = None, byt
         config: shape of the model.
         B: windows.
         T: tokens of a window.
-        form: of attention; None is the one that the pass takes by itself, "reference" the naive one.
+        form: of attention; None is the one that the pass takes by itself.
         bytes_per_number: 4 in float32; 2 under autocast to bfloat16.
 
     Returns:
@@ -48,13 +48,13 @@ def composed(config: BDHConfig, B: int, T: int, *, form: Form | None = None, byt
         >>> composed(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=10, vocab_size=61), 2, 24)
         498756
     """
-    e, D, N, V = bytes_per_number, config.n_embd, config.n_neurons, config.vocab_size
+    e, D, N = bytes_per_number, config.n_embd, config.n_neurons
     total = config.n_layer * _composed_level(config, B, T, form or form_of(config, T), e)
     total += outside(config, B, T, bytes_per_number=e)
     total += 4 * T * N // config.n_head  # the table of rotations
     if e < WIDE:
         # the weights rounded; the encoders only where they are not copied anyway
-        total += e * (N * D + D * V + (0 if _copies(config, B) else 2 * N * D))
+        total += e * N * D * (1 if _copies(config, B) else 3)
     return total
 
 
@@ -98,12 +98,15 @@ def _attention(config: BDHConfig, B: int, T: int, form: Form, e: int) -> int:
 
 def outside(config: BDHConfig, B: int, T: int, *, bytes_per_number: int = WIDE) -> int:
     """Bytes kept before and after the levels: the ids, the norm of the embedding, v at the readout, the loss."""
-    D, V = config.n_embd, config.vocab_size
+    e, D, V = bytes_per_number, config.n_embd, config.vocab_size
     ids, embedded, loss = 2 * 8, WIDE * (D + 2), WIDE * V
-    return B * T * (ids + embedded + bytes_per_number * D + loss) + WIDE
+    rounded = e * D * V if e < WIDE else 0  # the readout's weights
+    return B * T * (ids + embedded + e * D + loss) + rounded + WIDE
 
 
-def native(config: BDHConfig, B: int, T: int, *, density: float, again: bool = False) -> int:
+def native(
+    config: BDHConfig, B: int, T: int, *, density: float, again: bool = False, bytes_per_number: int = WIDE
+) -> int:
     """Count what the native kernels keep: per level lists of the entries that fire, scores and vectors per token.
 
     Args:
@@ -112,6 +115,7 @@ def native(config: BDHConfig, B: int, T: int, *, density: float, again: bool = F
         T: tokens of a window.
         density: share of x that fires, averaged over levels.
         again: levels are computed again in the backward pass, so that one of them at a time keeps its lists.
+        bytes_per_number: 4 in float32; 2 under autocast to bfloat16, which leaves what the levels keep as it is.
 
     Returns:
         Bytes; exact for a given number of entries.
@@ -122,23 +126,36 @@ def native(config: BDHConfig, B: int, T: int, *, density: float, again: bool = F
         True
     """
     level = tiles(config, B, T).level_nbytes(density)
+    before_and_after = outside(config, B, T, bytes_per_number=bytes_per_number)
     if again:
-        return config.n_layer * WIDE * B * T * config.n_embd + level + outside(config, B, T)
-    return config.n_layer * level + outside(config, B, T)
+        return config.n_layer * WIDE * B * T * config.n_embd + level + before_and_after
+    return config.n_layer * level + before_and_after
 
 
-def tiled(config: BDHConfig, B: int, T: int) -> int:
-    """Count what the tiled path keeps: per level v, read, write and the scores inside chunks; L (2D + HD + HC) numbers.
+def computed_again(config: BDHConfig, B: int, T: int, *, density: float) -> bool:
+    """Whether the native kernels find that the lists of all levels would take too much memory."""
+    return config.n_layer * tiles(config, B, T).level_nbytes(density) > native_levels.memory_budget()
+
+
+def tiled(config: BDHConfig, B: int, T: int, *, bytes_per_number: int = WIDE) -> int:
+    """Count what the tiled path keeps: no tensor with a neuron index, but scores inside chunks.
 
     Args:
         config: shape of the model.
         B: windows.
         T: tokens of a window.
+        bytes_per_number: 4 in float32; 2 under autocast to half precision.
+
+    Returns:
+        Bytes, exact.
     """
-    D, H = config.n_embd, config.n_head
+    e, H, D = bytes_per_number, config.n_head, config.n_embd
     n, C = chunks(T, D)
-    winners = 0 if config.winners_per_head is None else 2 * H
-    return config.n_layer * WIDE * B * n * C * (2 * D + H * D + H * C + winners) + outside(config, B, T)
+    tokens = B * n * C
+    winners = (e + 4) * H if config.winners_per_head is not None else 0
+    level = tokens * (WIDE * D + e * D + e * H * D + e * H * C + winners)  # v, the write, a, scores
+    padding = e * D * (tokens - T) if B == 1 and e == WIDE else 0  # the readout reads v where the levels wrote it
+    return config.n_layer * level + padding + outside(config, B, T, bytes_per_number=e)
 
 
 def tiles(config: BDHConfig, B: int, T: int) -> Tiles:

@@ -99,4 +99,9 @@ def native_training(config: BDHConfig, T: int, activity: Activity) -> float:
         # the state: written, written again, read; backward of the read (two products) and of the write (two)
         states = (4 if c < last else 0) + (3 if c > 0 else 0)
         total += scores + C * states * map_
-    return config.n_layer * (dense + entries + total / T) + 6 * D * config.vocab_size
+    return config.n_layer * (dense + entries + total / T) + readout(config)
+
+
+def readout(config: BDHConfig) -> float:
+    """Count the products of the readout in a training step, per token."""
+    return 6 * config.n_embd * config.vocab_size

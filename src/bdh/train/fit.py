@@ -21,7 +21,7 @@ from bdh.checkpoint import CheckpointError
 from bdh.config import TrainConfig
 from bdh.data import Corpus, TextDecoder, fixed_windows, random_windows
 from bdh.model import BDH
-from bdh.ops.memory import keep_freed_memory
+from bdh.ops.memory import keep_freed_memory, returning_freed_memory
 from bdh.train.report import Reporter
 from bdh.train.run import Run, restore
 from bdh.train.schedule import learning_rate
@@ -82,7 +82,7 @@ def fit(
         ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit.
         NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
     """
-    training = _Training(model, corpus, config, run, reporter or Reporter())
+    training = Training(model, corpus, config, run, reporter or Reporter())
     if run.last is not None:
         training.resume(run.last)
     # only now is it known that the run may go on with these settings
@@ -123,8 +123,8 @@ def make_optimizer(model: BDH, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
 
 
-class _Training:
-    """The objects of one call of `fit`."""
+class Training:
+    """The objects of one call of `fit`; `bdh plan` times its steps."""
 
     def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
         corpus.require(config.block_size)
@@ -153,7 +153,8 @@ class _Training:
             keep_freed_memory()
         self.run.rewind(self.step if self.saved_step >= 0 else -1)
         probe = self.val[0][:DENSITY_WINDOWS]
-        self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
+        with returning_freed_memory():
+            self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
         self.reporter.note(f"trains with {self.path}")
         first, c = self.step, self.config
         self.seconds_before = self.seconds
@@ -183,10 +184,13 @@ class _Training:
 
     def _optimizer_step(self) -> tuple[Tensor, Tensor]:
         """Take one step and return the mean training loss and the gradient norm before clipping."""
+        loss = self.accumulate()
+        return loss, self.update(loss)
+
+    def accumulate(self) -> Tensor:
+        """Add up the gradients of one step, and return the mean training loss."""
         c = self.config
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, c)
         total = torch.zeros((), device=self.device)
         with self._dropout_stream():
             for micro in range(c.grad_acc_steps):
@@ -201,8 +205,14 @@ class _Training:
                     _, loss = self.loss_of(idx.to(self.device), targets.to(self.device))
                 self.scaler.scale(loss / c.grad_acc_steps).backward()
                 total += loss.detach() / c.grad_acc_steps
+        return total
+
+    def update(self, total: Tensor) -> Tensor:
+        """Move the weights by the gradients of a step, and return the norm of these before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
         gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
         if not (bool(total.isfinite()) and gradient_ok):
@@ -211,7 +221,7 @@ class _Training:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return total, norm
+        return norm
 
     def _non_finite_message(self, loss: Tensor, norm: Tensor) -> str:
         kept = self.run.last
@@ -221,6 +231,7 @@ class _Training:
             f"Try a lower --learning-rate (now {self.config.learning_rate:g}) or --grad-clip"
         )
 
+    @returning_freed_memory()
     @torch.no_grad()
     def _evaluate(self) -> bool:
         """Measure validation loss and densities on the fixed windows; return whether the loss is the best so far."""

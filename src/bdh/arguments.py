@@ -1,0 +1,135 @@
+"""Arguments of the commands that train or plan, and the defaults of these, which depend on what is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+
+from bdh.config import BDHConfig, TrainConfig, preset, train_preset
+from bdh.data import Corpus
+from bdh.train.run import read_facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model, its training and its text; the defaults of the first two depend on --model-size."""
+
+    model: tyro.conf.OmitArgPrefixes[BDHConfig] = field(default_factory=lambda: preset("nano"))
+    train: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: train_preset("nano"))
+    model_size: str = "nano"
+    """Named size that the other defaults come from: nano, 25m or 100m."""
+    dataset: str = "shakespeare"
+    """Text to learn: shakespeare (the plays) or tiny-shakespeare."""
+    data: Path | None = None
+    """A text file or a directory of text files to learn instead."""
+    max_epochs: float | None = None
+    """Train for this many times the length of the training text, instead of max_steps."""
+    max_tokens: int | None = None
+    """Train for this many tokens, rounded up to whole steps, instead of max_steps."""
+
+    @property
+    def size_name(self) -> str:
+        """The named size where the model has its shape."""
+        return self.model_size if self.model == preset(self.model_size) else "own shape"
+
+    def training(self, corpus: Callable[[], Corpus]) -> TrainConfig:
+        """Return how it is trained, with the number of steps that was asked for.
+
+        Args:
+            corpus: gives the text; called only where its length counts.
+
+        Raises:
+            ValueError: the length of the training makes no sense.
+        """
+        per_step = self.train.tokens_per_step
+        if self.max_epochs is not None and self.max_tokens is not None:
+            raise ValueError("--max-epochs and --max-tokens: expected one of them; leave the other away")
+        if self.max_tokens is not None:
+            if self.max_tokens < 1:
+                raise ValueError(f"--max-tokens {self.max_tokens}: expected an integer >= 1")
+            return replace(self.train, max_steps=math.ceil(self.max_tokens / per_step))
+        if self.max_epochs is None:
+            return self.train
+        if not 0 < self.max_epochs < math.inf:
+            raise ValueError(f"--max-epochs {self.max_epochs}: expected a number > 0")
+        return replace(self.train, max_steps=max(1, round(self.max_epochs * len(corpus().train) / per_step)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs(Shape):
+    """Settings of `bdh train`."""
+
+    out_dir: Path | None = None
+    """Run directory; by default runs/DATASET-SIZE."""
+    resume_from: str | None = None
+    """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
+    json: bool = False
+    """Print the result as one JSON line; progress goes to stderr."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is kept."""
+        if self.resume_from not in (None, "auto"):
+            return Path(self.resume_from)
+        name = self.data.resolve().stem if self.data else self.dataset
+        return self.out_dir or Path("runs") / f"{name}-{self.model_size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArgs(Shape):
+    """Settings of `bdh plan`."""
+
+    run: Path | None = None
+    """Compare the plan of this run directory with what was measured there; the run has all other settings."""
+    calibrate: bool = True
+    """Time some steps on this machine; --no-calibrate answers at once."""
+    json: bool = False
+    """Print as JSON."""
+
+
+def train_defaults(argv: Sequence[str]) -> TrainArgs:
+    """Return the settings that hold where no flag is given: those of the run to resume, else of the model size.
+
+    Args:
+        argv: the words after the program's name.
+
+    Raises:
+        ValueError: unknown model size, or a damaged run directory.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("model-size", "resume-from", "out-dir", "data", "dataset"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
+    try:
+        given, _ = parser.parse_known_args(argv[1:])
+    except SystemExit:
+        return TrainArgs()  # the full parser will say what is wrong
+    size = given.model_size or "nano"
+    named = TrainArgs(
+        model_size=size,
+        resume_from=given.resume_from,
+        dataset=given.dataset or "shakespeare",
+        out_dir=Path(given.out_dir) if given.out_dir else None,
+        data=Path(given.data) if given.data else None,
+    )
+    stored = read_facts(named.run_dir) if given.resume_from else None
+    if stored is None:
+        return TrainArgs(model=preset(size), train=train_preset(size), model_size=size)
+    text = stored["text"]
+    return TrainArgs(
+        model=preset(size) if given.model_size else BDHConfig.from_dict(stored["model"]),
+        train=TrainConfig.from_dict(stored["train"]),
+        model_size=stored["model_size"],
+        dataset=text["dataset"],
+        data=Path(text["data"]) if text["data"] else None,
+    )
+
+
+def plan_defaults(argv: Sequence[str]) -> PlanArgs:
+    """Return the settings of `bdh plan` that hold where no flag is given: those of the model size."""
+    chosen = train_defaults(argv)
+    return PlanArgs(model=chosen.model, train=chosen.train, model_size=chosen.model_size)

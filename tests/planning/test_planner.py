@@ -1,0 +1,117 @@
+"""A plan: its sizes against the tensors and files themselves, its peak against a process."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bdh import BDH, BDHConfig, planning
+from bdh.config import TrainConfig, preset, train_preset
+from bdh.data import Corpus
+from bdh.ops import native, native_levels
+from bdh.planning import memory
+from bdh.train import Reporter, Run, fit
+
+SMALL = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=10, dropout=0.0)
+TRAIN = TrainConfig(batch_size=2, block_size=16, max_steps=3, warmup_steps=1, eval_windows=2, device="cpu")
+
+
+def test_sizes_are_those_of_the_tensors_and_files(tmp_path: Path) -> None:
+    model, plan = BDH.from_seed(SMALL, 0), planning.make(SMALL, TRAIN)
+    assert plan.parameters == {name: p.numel() for name, p in model.named_parameters()}
+    assert plan.weight_bytes == plan.gradient_bytes == sum(p.nbytes for p in model.parameters())
+    assert plan.state_bytes == model.advance(torch.zeros(1, 3, dtype=torch.long))[1].nbytes
+    text = np.arange(400, dtype=np.uint8) % 100
+    fit(model, Corpus("numbers", text, text), TRAIN, Run(tmp_path), Reporter())
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-00000003")
+    on_disk = sum(file.stat().st_size for file in checkpoint.iterdir())
+    assert plan.checkpoint_bytes <= on_disk < plan.checkpoint_bytes + 5000  # headers and settings
+    assert plan.tokens == 3 * 2 * 16
+
+
+def test_a_plan_of_the_paper_size() -> None:
+    plan = planning.make(preset("25m"), train_preset("25m", batch_size=8, device="cpu"))
+    assert plan.weight_bytes == 4 * 25_296_896
+    assert plan.state_bytes == 6 * 32_768 * 256 * 4
+    assert plan.tokens == 2000 * 8 * 512
+    kept = plan.activation_bytes
+    assert kept["reference"] > 2 * kept["native, random weights"] > 4 * kept["native, trained"] > 8 * kept["tiled"]
+    assert plan.peak_bytes > 4 * plan.weight_bytes + kept[plan.kept]
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"backend": "tiled"}, "tiled"),
+        ({"backend": "reference"}, "reference"),
+        ({"backend": "composed"}, "composed"),
+        ({"compile": True}, "composed"),
+    ],
+)
+def test_the_path_is_the_one_that_training_takes(change: dict, path: str) -> None:
+    plan = planning.make(SMALL, replace(TRAIN, **change))
+    assert plan.path == plan.kept == path
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not)
+def test_what_does_not_fit_between_the_passes_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = preset("nano")
+    roomy = planning.make(shape, replace(TRAIN, batch_size=64, block_size=128))
+    assert roomy.kept == "native, random weights"
+    monkeypatch.setattr(native_levels, "memory_budget", lambda: roomy.activation_bytes[roomy.kept] / 2)
+    lean = planning.make(shape, replace(TRAIN, batch_size=64, block_size=128))
+    assert lean.kept == "native, levels computed again"
+    saved = roomy.activation_bytes[roomy.kept] - roomy.activation_bytes[lean.kept]
+    assert roomy.peak_bytes - lean.peak_bytes == pytest.approx(memory.HELD["native"] * saved, rel=0.01)
+
+
+def test_half_precision_halves_what_composed_operations_keep() -> None:
+    wide, narrow = (planning.make(SMALL, replace(TRAIN, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert narrow.activation_bytes["composed"] < 0.7 * wide.activation_bytes["composed"]
+    assert narrow.activation_bytes["native, trained"] == pytest.approx(
+        wide.activation_bytes["native, trained"], rel=0.1
+    )
+    assert narrow.weight_bytes == wide.weight_bytes
+
+
+CODE = """
+import json, sys
+import numpy as np
+import torch
+from pathlib import Path
+from rich.console import Console
+import bdh.cli
+from bdh import BDH, BDHConfig, TrainConfig, planning
+from bdh.data import Corpus
+from bdh.train import Reporter, Run, fit
+
+torch.set_num_threads(1)
+config, train = BDHConfig(**json.loads(sys.argv[1])), TrainConfig(**json.loads(sys.argv[2]))
+text = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
+fit(BDH.from_seed(config, 0), Corpus("noise", text, text), train, Run(sys.argv[3]), Reporter(Console(quiet=True)))
+"""
+MIDDLE = {"n_layer": 2, "n_embd": 128, "n_head": 4, "mlp_internal_dim_multiplier": 32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is Linux's")
+@pytest.mark.parametrize("backend", ["native", "tiled"])
+def test_the_peak_is_that_of_the_process(backend: str, tmp_path: Path) -> None:
+    if backend == "native" and not native.available():
+        pytest.skip(native.why_not)
+    settings = {"batch_size": 8, "block_size": 256, "max_steps": 3, "warmup_steps": 1, "log_interval": 1}
+    settings |= {"eval_interval": 3, "eval_windows": 8, "backend": backend, "device": "cpu"}
+    words = [sys.executable, "-c", CODE, json.dumps(MIDDLE), json.dumps(settings), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = max(record.get("peak_bytes", 0) for record in records)
+    plan = planning.make(BDHConfig(**MIDDLE), TrainConfig(**settings))
+    assert plan.peak_bytes == pytest.approx(measured, rel=0.15)
+    bare = memory.PROCESS + 4 * plan.weight_bytes
+    assert bare < 0.85 * measured  # the control: the passes are most of what is left
