@@ -19,12 +19,16 @@ def leave_holes():
     del blocks
     return tiny, process.resident()
 
+def use_and_free():
+    torch.ones(2**27)  # 512 MiB: more than any hole left above can serve
+    return process.resident()
+
 before = process.resident()
 tiny, kept = leave_holes()
 with returning_freed_memory():
     inside = process.resident()
-    more, at_once = leave_holes()
-again, after = leave_holes()
+    at_once = use_and_free()
+after = use_and_free()
 print(*((value - before) >> 20 for value in (kept, inside, at_once, after)))
 """
 
@@ -39,4 +43,4 @@ def test_freed_memory_is_kept_between_steps_and_returned_beside_them() -> None:
     assert kept > 200  # the control: without the block it stays
     assert inside < 100
     assert at_once < 100
-    assert after > 200  # and so again afterwards
+    assert after > 400  # and so again afterwards
