@@ -19,6 +19,7 @@ from bdh import ops
 from bdh.mechanisms import LeakyIntegrateFire
 from bdh.ops import reference
 from bdh.ops.memory import keep_freed_memory
+from bdh.sections import Reset
 
 SHAPES = {"nano": (8, 2, 128, 512), "25m": (1, 4, 256, 8192)}
 REPEATS = 15
@@ -41,7 +42,7 @@ def timed(run: Ways, current: Tensor) -> tuple[float, float, float]:
     return inference, forward, time.perf_counter() - started
 
 
-def measure(shape: tuple[int, ...], reset: ops.lif.Reset) -> dict[str, tuple[float, ...]]:
+def measure(shape: tuple[int, ...], reset: Reset) -> dict[str, tuple[float, ...]]:
     """Nanoseconds per element of each way: (inference, forward, backward)."""
     neurons = LeakyIntegrateFire((shape[1], 1), reset=reset)
     current = (0.32 * torch.randn(shape)).requires_grad_()
@@ -79,7 +80,7 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     print(f"{ops.levels_path()}; torch {torch.__version__}; nanoseconds per neuron and token")
-    resets: tuple[ops.lif.Reset, ...] = ("soft", "hard", "none")
+    resets: tuple[Reset, ...] = ("soft", "hard", "none")
     results = {}
     for size, shape in SHAPES.items():
         for reset in resets:

@@ -20,11 +20,15 @@ import bdh.train
 SOURCE = Path(bdh.__file__).parent
 # a room imports from rooms of lower rank, or from its own rank
 RANK = {
+    "checks": 0,
+    "sections": 0,
     "config": 0,
     "files": 0,
     "process": 0,
     "ops": 1,
     "mechanisms": 1,
+    "state": 1,
+    "parts": 2,
     "model": 2,
     "checkpoint": 3,
     "data": 3,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,15 +15,18 @@ from bdh.config import BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus
 from bdh.train.run import read_facts
 
+FLAT = tyro.conf.arg(name="")
+"""Flags without the name of the field they are in; its sections keep theirs: --n-layer, --lif.tau."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """A model, its training and its text; the defaults of the first two depend on --model-size."""
 
-    model: tyro.conf.OmitArgPrefixes[BDHConfig] = field(default_factory=lambda: preset("nano"))
-    train: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: train_preset("nano"))
+    model: Annotated[BDHConfig, FLAT] = field(default_factory=lambda: preset("nano"))
+    train: Annotated[TrainConfig, FLAT] = field(default_factory=lambda: train_preset("nano"))
     model_size: str = "nano"
-    """Named size that the other defaults come from: nano, 25m or 100m."""
+    """Named size that the other defaults come from: nano, 2m, 25m or 100m."""
     dataset: str = "shakespeare"
     """Text to learn: shakespeare (the plays) or tiny-shakespeare."""
     data: Path | None = None
@@ -35,7 +39,7 @@ class Shape:
     @property
     def size_name(self) -> str:
         """The named size where the model has its shape."""
-        return self.model_size if self.model == preset(self.model_size) else "own shape"
+        return self.model_size if self.model == preset(self.model_size, variant=self.model.variant) else "own shape"
 
     def training(self, corpus: Callable[[], Corpus]) -> TrainConfig:
         """Return how it is trained, with the number of steps that was asked for.
@@ -65,7 +69,7 @@ class TrainArgs(Shape):
     """Settings of `bdh train`."""
 
     out_dir: Path | None = None
-    """Run directory; by default runs/DATASET-SIZE."""
+    """Run directory; by default runs/DATASET-SIZE, with the variant behind if it is not bdh."""
     resume_from: str | None = None
     """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
     json: bool = False
@@ -77,7 +81,8 @@ class TrainArgs(Shape):
         if self.resume_from not in (None, "auto"):
             return Path(self.resume_from)
         name = self.data.resolve().stem if self.data else self.dataset
-        return self.out_dir or Path("runs") / f"{name}-{self.model_size}"
+        variant = "" if self.model.variant == "bdh" else f"-{self.model.variant}"
+        return self.out_dir or Path("runs") / f"{name}-{self.model_size}{variant}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +107,16 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         ValueError: unknown model size, or a damaged run directory.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("model-size", "resume-from", "out-dir", "data", "dataset"):
+    for name in ("model-size", "variant", "resume-from", "out-dir", "data", "dataset"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
     try:
         given, _ = parser.parse_known_args(argv[1:])
     except SystemExit:
         return TrainArgs()  # the full parser will say what is wrong
     size = given.model_size or "nano"
+    model = preset(size, variant=given.variant)
     named = TrainArgs(
+        model=model,
         model_size=size,
         resume_from=given.resume_from,
         dataset=given.dataset or "shakespeare",
@@ -118,10 +125,10 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
     )
     stored = read_facts(named.run_dir) if given.resume_from else None
     if stored is None:
-        return TrainArgs(model=preset(size), train=train_preset(size), model_size=size)
+        return TrainArgs(model=model, train=train_preset(size), model_size=size)
     text = stored["text"]
     return TrainArgs(
-        model=preset(size) if given.model_size else BDHConfig.from_dict(stored["model"]),
+        model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),
         train=TrainConfig.from_dict(stored["train"]),
         model_size=stored["model_size"],
         dataset=text["dataset"],

@@ -39,15 +39,14 @@ class CheckpointError(ValueError):
 
 
 def parameter_shapes(config: BDHConfig) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor of a model, in the released layout."""
-    H, D, K, V = config.n_head, config.n_embd, config.neurons_per_head, config.vocab_size
-    return {
-        "embed.weight": (V, D),
-        "encoder": (H, D, K),
-        "encoder_v": (H, D, K),
-        "decoder": (H * K, D),
-        "lm_head": (D, V),
-    }
+    """Return the name and shape of every tensor of a model, in the released layout; those of mechanisms come after."""
+    return {name: tuple(tensor.shape) for name, tensor in _empty(config).state_dict().items()}
+
+
+def _empty(config: BDHConfig) -> BDH:
+    """Return a model without memory for its weights."""
+    with torch.device("meta"):
+        return BDH(config)
 
 
 def save(model: BDH, path: str | Path) -> Path:
@@ -109,7 +108,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: tuple(part.get_shape()) for name, part in slices.items()}
             _check_shapes(found, config, weights)
-            _check_types({part.get_dtype() for part in slices.values()}, {"F64", "F32", "F16", "BF16"}, weights)
+            # the rest are masks, signs, thresholds and counters
+            learned = {name for name, _ in _empty(config).named_parameters()}
+            types = {part.get_dtype() for name, part in slices.items() if name in learned}
+            _check_types(types, {"F64", "F32", "F16", "BF16"}, weights)
             tensors = {name: file.get_tensor(name) for name in found}
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no {WEIGHTS}: expected a directory written by bdh.save") from None
@@ -175,11 +177,11 @@ def _check_types(found: set[Any], allowed: set[Any], source: Path) -> None:
 
 def _build(config: BDHConfig, tensors: dict[str, Tensor]) -> BDH:
     # on meta nothing is allocated; assign=True then adopts the tensors as they are, in their precision
-    with torch.device("meta"):
-        model = BDH(config)
+    model = _empty(config)
     model.load_state_dict(tensors, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    model.parts.mask([model.encoder, model.encoder_v, model.decoder])
     return model
 
 
@@ -189,9 +191,9 @@ def _build(config: BDHConfig, tensors: dict[str, Tensor]) -> BDH:
 def fingerprint(model: BDH) -> str:
     """Return a hash of the model's weights: a state is of use to the weights that made it, and to no others."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -212,7 +214,11 @@ def save_state(state: State, path: str | Path, model: BDH | None = None) -> Path
         >>> same.position
         3
     """
-    tensors = {f"rho.{level}": rho.detach().cpu().contiguous() for level, rho in enumerate(state.rho)}
+    tensors = {
+        f"{name}.{level}": part.detach().cpu().contiguous()
+        for level in range(len(state.rho))
+        for name, part in state.level(level).items()
+    }
     about = {"format": str(FORMAT), "position": str(state.position), "model": fingerprint(model) if model else ""}
     with replacing_file(path) as work:
         save_file(tensors, work, metadata=about)
@@ -229,12 +235,16 @@ def load_state(path: str | Path, model: BDH | None = None, device: torch.device 
         with safe_open(path, framework="pt", device=str(device)) as file:
             about = file.metadata()
             position, owner = int(about["position"]), about["model"]
-            rho = tuple(file.get_tensor(f"rho.{level}") for level in range(len(file.keys())))
+            levels: dict[int, dict[str, Tensor]] = {}
+            for key in file.keys():  # noqa: SIM118
+                name, _, level = key.rpartition(".")
+                levels.setdefault(int(level), {})[name] = file.get_tensor(key)
+            state = State.of_levels([levels[level] for level in range(len(levels))], position)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a saved state ({error}): expected a file of save_state") from None
     if model is not None and owner and owner != fingerprint(model):
         raise CheckpointError(f"{path} is the state of another model: expected one that these weights made")
-    return State(rho, position)
+    return state
 
 
 # --- foreign files -------------------------------------------------------------------------------------------

@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from bdh import __version__, bench, checkpoint, lens, ops, planning
 from bdh import generate as generation
-from bdh.arguments import PlanArgs, TrainArgs, plan_defaults, train_defaults
+from bdh.arguments import FLAT, PlanArgs, TrainArgs, plan_defaults, train_defaults
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import Corpus, load_corpus, spread
 from bdh.model import BDH
@@ -36,7 +36,7 @@ BASELINE_WORK = 2**36
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
 
-def train(args: tyro.conf.OmitArgPrefixes[TrainArgs]) -> int:
+def train(args: Annotated[TrainArgs, FLAT]) -> int:
     """Train a model on a text and keep everything about the run in one directory."""
     console = Console(stderr=args.json, highlight=False)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
@@ -210,7 +210,7 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
-def plan(args: tyro.conf.OmitArgPrefixes[PlanArgs]) -> int:
+def plan(args: Annotated[PlanArgs, FLAT]) -> int:
     """Say what a training will take before it is begun: parameters, memory, work, time."""
     console, errors = Console(highlight=False), Console(stderr=True)
     if args.run is not None:

@@ -5,64 +5,36 @@ Every check happens on construction, so that a config that exists is a config th
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-Variant = Literal["bdh"]
+from bdh.checks import Json, check_choice, check_int, check_number, fail
+from bdh.sections import (
+    BCM,
+    LIF,
+    SECTIONS,
+    STDP,
+    VARIANTS,
+    Branches,
+    Criticality,
+    Dale,
+    HiPPOMemory,
+    Modulation,
+    ScaleFreeWiring,
+)
+
+Variant = Literal["bdh", "hatching", "advanced"]
+Norm = Literal["layer", "rms"]
+_AS_VARIANT: Any = None  # on construction the variant's section takes its place
 Schedule = Literal["cosine", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LevelsBackend = Literal["auto", "native", "tiled", "composed", "reference"]
 
 
-def _fail(name: str, got: object, expected: str, remedy: str) -> None:
-    raise ValueError(f"{name}={got!r}: expected {expected}; {remedy}")
-
-
-def _check_int(config: object, name: str, low: int = 1) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        _fail(name, value, f"an integer >= {low}", f"for example {name}={max(low, 1)}")
-
-
-def _check_number(config: object, name: str, low: float, high: float, *, open_low: bool = False) -> None:
-    """Check low <= value < high (low < value if `open_low`); an infinite `high` still excludes inf and nan."""
-    value = getattr(config, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (low < value < high or (value == low and not open_low)):
-        bound = f"{'>' if open_low else '>='} {low:g}" + (f" and < {high:g}" if math.isfinite(high) else "")
-        _fail(name, value, f"a number {bound}", "change it")
-
-
-def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        _fail(name, value, "one of " + ", ".join(choices), "choose one of them")
-
-
-class _Json:
-    """Plain-dict conversion shared by the config dataclasses."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able dict."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from a dict; an unknown key is an error that names the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else "known fields: " + ", ".join(known)
-                raise ValueError(f"unknown {cls.__name__} field {key!r}: {hint}")
-        return cls(**values)
-
-
 @dataclass(frozen=True, kw_only=True)
-class BDHConfig(_Json):
+class BDHConfig(Json):
     """Shape of a Baby Dragon Hatchling; field names are those of the released code.
 
     Layers share one set of weights, so parameters number `3*n_neurons*n_embd + 2*vocab_size*n_embd`,
@@ -90,19 +62,45 @@ class BDHConfig(_Json):
     """Dropout probability on the gated activations, in training only."""
     sparsity: float | None = None
     """Fraction of neurons of each head that must be silent at each token (k winners take all); None: plain ReLU."""
+    norm: Norm = "layer"
+    """layer: LayerNorm, as released; rms: RMSNorm, which does not centre, so that Dale's law binds."""
     variant: Variant = "bdh"
-    """Model family member."""
+    """Model family member: what the sections below are set to where nothing else is said."""
+    lif: LIF = _AS_VARIANT
+    """Spiking neurons."""
+    stdp: STDP = _AS_VARIANT
+    """Memory that depends on timing."""
+    dale: Dale = _AS_VARIANT
+    """Signs of the neurons."""
+    scale_free: ScaleFreeWiring = _AS_VARIANT
+    """Wiring."""
+    hippo: HiPPOMemory = _AS_VARIANT
+    """Memory of the residual stream."""
+    bcm: BCM = _AS_VARIANT
+    """Sliding thresholds."""
+    criticality: Criticality = _AS_VARIANT
+    """Regulated branching."""
+    dendrites: Branches = _AS_VARIANT
+    """Branches of the neurons' input."""
+    neuromodulation: Modulation = _AS_VARIANT
+    """Gains of the heads."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "mlp_internal_dim_multiplier", "vocab_size"):
-            _check_int(self, name)
-        _check_number(self, "dropout", 0.0, 1.0)
-        _check_choice(self, "variant", get_args(Variant))
+            check_int(self, name)
+        check_number(self, "dropout", 0.0, 1.0)
+        check_choice(self, "norm", get_args(Norm))
+        check_choice(self, "variant", get_args(Variant))
+        for name, kind in SECTIONS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, VARIANTS[self.variant].get(name, kind()))
+            elif not isinstance(getattr(self, name), kind):
+                fail(name, getattr(self, name), f"a {kind.__name__}", f"for example bdh.sections.{kind.__name__}()")
         n, pairs = self.n_neurons, 2 * self.n_head
         if n % pairs:
             step = pairs // math.gcd(self.n_embd, pairs)
             near = max(step, self.mlp_internal_dim_multiplier // step * step)
-            _fail(
+            fail(
                 "mlp_internal_dim_multiplier",
                 self.mlp_internal_dim_multiplier,
                 f"n_embd * mlp_internal_dim_multiplier = {n} divisible by 2 * n_head = {pairs} "
@@ -110,14 +108,35 @@ class BDHConfig(_Json):
                 f"nearest: {near} or {near + step}",
             )
         if self.sparsity is not None:
-            _check_number(self, "sparsity", 0.0, 1.0)
+            check_number(self, "sparsity", 0.0, 1.0)
             if not self.winners_per_head:
-                _fail(
+                fail(
                     "sparsity",
                     self.sparsity,
                     f"at least one of {self.neurons_per_head} neurons per head left to fire",
                     f"use at most {1 - 1 / self.neurons_per_head:.6g}",
                 )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check what sections must not be together, or with the shape."""
+        if self.sparsity is not None and self.lif.on:
+            fail("sparsity", self.sparsity, "none with lif.tau", "both decide who fires: use lif.rate")
+        least = self.scale_free.smallest(self.n_embd)
+        if self.scale_free.on and least > self.n_embd:
+            fail("scale_free.k_min", least, f"at most n_embd={self.n_embd}", "lower it")
+        share, K = self.dale.excitatory, self.neurons_per_head
+        if share is not None and not 0 < round(share * K) < K:
+            fail("dale.excitatory", share, f"a share that leaves some of {K} neurons of both kinds", "0.8 is usual")
+        if self.dendrites.on and (self.dendrites.branches or 0) > self.n_embd:
+            fail("dendrites.branches", self.dendrites.branches, f"at most n_embd={self.n_embd}", "lower it")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a dict, whose sections may be dicts; an unknown key is an error that names the nearest one."""
+        sections = {name: SECTIONS[name].from_dict(part) for name, part in values.items()
+                    if name in SECTIONS and isinstance(part, dict)}  # fmt: skip
+        return super().from_dict({**values, **sections})
 
     @property
     def n_neurons(self) -> int:
@@ -140,13 +159,25 @@ class BDHConfig(_Json):
 
     @property
     def n_parameters(self) -> int:
-        """Number of trainable numbers."""
-        return (3 * self.n_neurons + 2 * self.vocab_size) * self.n_embd
+        """Number of trainable numbers, those that a mask holds at zero included."""
+        H, D, memory = self.n_head, self.n_embd, self.hippo
+        parts = {"off": 0, "kernel": 2 * H, "trace": 5 * H}[self.stdp.form]
+        if memory.on:
+            parts += memory.channels * (1 + memory.order) * D + 1
+        parts += H * self.dendrites.on + H * (D + 1) * self.neuromodulation.on
+        return (3 * self.n_neurons + 2 * self.vocab_size) * D + parts
+
+    @property
+    def released(self) -> bool:
+        """Whether a pass computes what the released model computes: no section changes it, only perhaps the weights."""
+        changing = (self.lif, self.stdp, self.hippo, self.bcm, self.criticality, self.dendrites, self.neuromodulation)
+        return self.norm == "layer" and not any(section.on for section in changing)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # chosen by experiment for 2 CPU cores: docs/LOG.md
     "nano": {"n_layer": 3, "n_embd": 128, "n_head": 2, "mlp_internal_dim_multiplier": 8, "dropout": 0.0},
+    "2m": {"n_layer": 4, "n_embd": 128, "n_head": 4, "mlp_internal_dim_multiplier": 32},
     "25m": {"n_layer": 6, "n_embd": 256, "n_head": 4, "mlp_internal_dim_multiplier": 128},
     "100m": {"n_layer": 8, "n_embd": 512, "n_head": 8, "mlp_internal_dim_multiplier": 128},
 }
@@ -177,7 +208,7 @@ def preset(name: str, **overrides: Any) -> BDHConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Json):
+class TrainConfig(Json):
     """How a model is trained: batches, optimiser, schedule, and when to evaluate, log and save.
 
     One step reads `batch_size * grad_acc_steps` windows of `block_size` tokens. The learning rate rises
@@ -213,6 +244,10 @@ class TrainConfig(_Json):
     """AdamW decay of the gradient mean."""
     beta2: float = 0.99
     """AdamW decay of the gradient square."""
+    sparse_weight: float = 0.0
+    """Weight of the mean activity of the neurons in what is minimised."""
+    rate_weight: float = 0.0
+    """Weight of the neurons' squared distances from their target rate, for spiking neurons."""
     grad_clip: float = 1.0
     """Largest allowed global gradient norm; 0 switches clipping off."""
     eval_interval: int = 200
@@ -237,30 +272,33 @@ class TrainConfig(_Json):
 
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "grad_acc_steps", "max_steps"):
-            _check_int(self, name)
+            check_int(self, name)
         for name in ("eval_interval", "log_interval", "save_every"):
-            _check_int(self, name)
+            check_int(self, name)
         for name in ("warmup_steps", "seed"):
-            _check_int(self, name, low=0)
+            check_int(self, name, low=0)
         if self.warmup_steps >= self.max_steps:
-            _fail(
+            fail(
                 "warmup_steps", self.warmup_steps, f"fewer than max_steps={self.max_steps}", "lower it, or train longer"
             )
         if self.seed >= 2**63:
-            _fail("seed", self.seed, "an integer below 2**63", "choose a smaller one")
+            fail("seed", self.seed, "an integer below 2**63", "choose a smaller one")
         if self.eval_windows is not None:
-            _check_int(self, "eval_windows")
-        _check_number(self, "learning_rate", 0.0, math.inf, open_low=True)
-        _check_number(self, "weight_decay", 0.0, math.inf)
-        _check_number(self, "grad_clip", 0.0, math.inf)
-        _check_number(self, "min_lr_ratio", 0.0, 1.0 + 1e-9)
-        _check_number(self, "beta1", 0.0, 1.0)
-        _check_number(self, "beta2", 0.0, 1.0)
-        _check_choice(self, "schedule", get_args(Schedule))
-        _check_choice(self, "dtype", get_args(DType))
-        _check_choice(self, "backend", get_args(LevelsBackend))
+            check_int(self, "eval_windows")
+        check_number(self, "learning_rate", 0.0, math.inf, open_low=True)
+        check_number(self, "weight_decay", 0.0, math.inf)
+        for name in ("grad_clip", "sparse_weight", "rate_weight"):
+            check_number(self, name, 0.0, math.inf)
+        check_number(self, "min_lr_ratio", 0.0, 1.0 + 1e-9)
+        check_number(self, "beta1", 0.0, 1.0)
+        check_number(self, "beta2", 0.0, 1.0)
+        check_choice(self, "schedule", get_args(Schedule))
+        check_choice(self, "dtype", get_args(DType))
+        check_choice(self, "backend", get_args(LevelsBackend))
+        if self.compile and (self.sparse_weight or self.rate_weight):
+            fail("compile", self.compile, "none beside sparse_weight or rate_weight", "leave one away")
         if self.compile and self.backend not in ("auto", "composed"):
-            _fail("backend", self.backend, "auto or composed, since compile is on", "leave one of them away")
+            fail("backend", self.backend, "auto or composed, since compile is on", "leave one of them away")
 
     @property
     def tokens_per_step(self) -> int:
@@ -271,6 +309,7 @@ class TrainConfig(_Json):
 # what a size is trained with unless told otherwise; nano by experiment (docs/LOG.md), the others after the paper
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     "nano": {},  # the defaults of TrainConfig
+    "2m": {"block_size": 256, "max_steps": 5000, "learning_rate": 2e-3, "warmup_steps": 200},
     "25m": {"block_size": 512, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 1000, "schedule": "linear"},
     "100m": {"block_size": 512, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 1000, "schedule": "linear"},
 }

@@ -118,10 +118,16 @@ def step_weights(model: BDH, state: State, precision: ops.Precision = "float32")
     Raises:
         ValueError: an unknown precision, or one that cannot be had here.
     """
-    sparsity = model.config.sparsity
-    if ops.step_backend(model.encoder, *state.rho, sparsity=sparsity, precision=precision) == "composed":
+    if ops.step_backend(model.encoder, *state.rho, refused=_no_native_step(model), precision=precision) == "composed":
         return None
     return ops.step_weights(model.encoder, model.encoder_v, model.decoder, precision)
+
+
+def _no_native_step(model: BDH) -> str | None:
+    """Why the native kernels have no step for this model, if they have none."""
+    if model.config.sparsity is not None:
+        return "the kernels take no k winners in decoding"
+    return None if model.config.released else "in decoding the kernels compute the released model alone"
 
 
 def step(model: BDH, idx: Tensor, state: State, weights: ops.StepWeights | None = None) -> tuple[Tensor, State]:
@@ -178,7 +184,7 @@ def stream(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
-    ops.step_backend(model.encoder, sparsity=model.config.sparsity, precision=precision)
+    ops.step_backend(model.encoder, refused=_no_native_step(model), precision=precision)
     return _stream(model, idx, max_new_tokens, sampling, state, precision)
 
 

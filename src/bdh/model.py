@@ -21,7 +21,7 @@ Neuron k of head h has the global id h*K + k, its row in `decoder`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,11 @@ from torch.nn import functional as F
 
 from bdh import ops
 from bdh.config import BDHConfig
-from bdh.mechanisms import k_winners
+from bdh.mechanisms import calibrating
+from bdh.parts import Carried, Parts
+from bdh.state import State
+
+__all__ = ["BDH", "State", "Tap", "evaluating"]
 
 Tap = Callable[[str, Tensor], Tensor]
 """Called with (name, tensor) at each named place of the walk; what it returns is used instead."""
@@ -41,44 +45,6 @@ INIT_STD = 0.02
 
 def _no_tap(name: str, tensor: Tensor) -> Tensor:
     return tensor
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that one batch of sequences carries from token to token: a value, never changed in place.
-
-    Its size does not depend on how many tokens were read. A state may be kept, reused and handed to several
-    continuations ("forked") at no cost.
-    """
-
-    rho: tuple[Tensor, ...]
-    """Synaptic state of each level, L tensors (B, H, K, D), in the rotated frame of position 0."""
-    position: int = 0
-    """Number of tokens read."""
-
-    @property
-    def batch_size(self) -> int:
-        """Number of sequences (B)."""
-        return self.rho[0].shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(rho.nbytes for rho in self.rho)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
-        """Return a copy on another device or in another precision."""
-        return replace(self, rho=tuple(rho.to(device=device, dtype=dtype) for rho in self.rho))
-
-    def rows(self, index: slice | list[int] | Tensor) -> State:
-        """Return the chosen sequences of the batch as a state of their own.
-
-        Examples:
-            >>> state = State((torch.zeros(1, 1, 2, 3),))
-            >>> state.rows([0, 0]).batch_size     # one context, two continuations
-            2
-        """
-        return replace(self, rho=tuple(rho[index] for rho in self.rho))
 
 
 class evaluating:  # noqa: N801 - used as a verb, like torch.no_grad
@@ -119,10 +85,11 @@ class BDH(nn.Module):
         y   = relu(LN(a) Dy)                     gate
         v   = LN(v + LN((x * y) E))              write back
 
-    LN is LayerNorm without parameters. The weights Dx, Dy, E are shared by all levels.
+    LN is LayerNorm without parameters. The weights Dx, Dy, E are shared by all levels. The mechanisms that the config
+    switches on take the place of single steps, see `bdh.parts`; without any this is the released model.
 
     Args:
-        config: the shape, see `BDHConfig`.
+        config: the shape and the mechanisms, see `BDHConfig`.
 
     Examples:
         >>> model = BDH.from_seed(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4), seed=0)
@@ -143,6 +110,10 @@ class BDH(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=INIT_STD)
+        self._norm = F.layer_norm if config.norm == "layer" else F.rms_norm
+        self.parts = Parts(config, drive_std=INIT_STD * D**0.5)
+        if not self.encoder.is_meta:  # there are no weights yet, they bring their own order
+            self.parts.to(self.encoder.device).constrain([self.encoder, self.encoder_v], self.decoder)
 
     @classmethod
     def from_seed(cls, config: BDHConfig, seed: int) -> BDH:
@@ -211,11 +182,11 @@ class BDH(nn.Module):
         """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
         self._check_ids(idx)
         if state is not None:
-            self._check_state(state, idx.shape[0])
+            state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         position = state.position if state is not None else 0
         listen = tap or _no_tap
-        v = listen("embed", _layer_norm(self.embed(idx)))  # (B, T, D)
-        rhos = []
+        v = listen("embed", self._normed(self.embed(idx)))  # (B, T, D)
+        levels = []
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
         if self.training and tap is None and not wants_state and (path := self._path(idx.numel(), v)) != "composed":
             c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
@@ -223,12 +194,12 @@ class BDH(nn.Module):
         else:
             turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
-                rho = state.rho[level] if state is not None else None
-                v, rho = self._layer(v, rho, turn, partial(_tap_level, listen, level), wants_state, owns_state)
-                rhos.append(rho)
+                before = state.level(level) if state is not None else {}
+                carried = Carried(before, position, wanted=wants_state, owned=owns_state)
+                v = self._layer(level, v, turn, carried, partial(_tap_level, listen, level))
+                levels.append(carried.after)
         logits = listen("logits", v @ self.lm_head)  # (B, T, V)
-        after = State(tuple(rho for rho in rhos if rho is not None), position + idx.shape[1]) if wants_state else None
-        return logits, after
+        return logits, State.of_levels(levels, position + idx.shape[1]) if wants_state else None
 
     def step(self, idx: Tensor, state: State, weights: ops.StepWeights) -> tuple[Tensor, State]:
         """Read one token of each sequence with the native kernels, without dropout or gradients.
@@ -242,34 +213,52 @@ class BDH(nn.Module):
             logits (B, 1, V) and the state.
         """
         self._check_ids(idx)
-        self._check_state(state, idx.shape[0])
+        state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         turn = ops.rotation(self.config.neurons_per_head, state.position, 1, like=self.encoder)
         with torch.no_grad():
-            v = ops.step_levels(_layer_norm(self.embed(idx)), weights, state.rho, turn)
+            v = ops.step_levels(self._normed(self.embed(idx)), weights, state.rho, turn)
             return v @ self.lm_head, replace(state, position=state.position + 1)
 
-    def _layer(
-        self, v: Tensor, rho: Tensor | None, turn: Tensor, tap: Tap, wants_state: bool, owns_rho: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _layer(self, level: int, v: Tensor, turn: Tensor, carried: Carried, tap: Tap) -> Tensor:
         """One level: encode -> fire -> attend -> gate -> decode -> residual."""
-        x = tap("x_sparse", self._fire(v[:, None] @ self.encoder))  # (B, H, T, K)
-        q = ops.rotate(x, turn)
-        if wants_state:
-            a, rho = ops.linear_attention(q, v, rho, owns_rho=owns_rho)
-        else:
-            a = ops.attention_read(q, v)
-        a = tap("attn_out", a)  # (B, H, T, D)
-        y = tap("y_sparse", F.relu(_layer_norm(a) @ self.encoder_v))  # (B, H, T, K)
+        parts = self.parts
+        x, spikes = parts.fire(level, parts.drive(v, self.encoder), carried)  # (B, H, T, K)
+        if spikes is not None:
+            tap("spikes", spikes)
+        x = tap("x_sparse", x)
+        a = tap("attn_out", parts.attend(ops.rotate(x, turn), v, carried))  # (B, H, T, D)
+        y = tap("y_sparse", parts.gate(level, v, self._normed(a) @ self.encoder_v, carried))  # (B, H, T, K)
         xy = tap("xy_sparse", x * y)
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
-        return tap("v", _layer_norm(v + _layer_norm(write))), rho
+        return tap("v", self._normed(v + self._normed(write) + parts.recall(v, carried)))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return self._norm(x, x.shape[-1:])
 
     def _path(self, tokens: int, *tensors: Tensor) -> ops.LevelsPath:
+        if not self.config.released:
+            return "composed"
         return ops.levels_backend(*tensors, activities=self.config.activities(tokens))
 
-    def _fire(self, drive: Tensor) -> Tensor:
-        k = self.config.winners_per_head
-        return F.relu(drive) if k is None else k_winners(drive, k)
+    # what training calls beside the pass
+
+    def calibrate(self, idx: Tensor) -> None:
+        """Set the thresholds of spiking neurons, level after level, so that on these tokens their target share fires.
+
+        Does nothing to a model without such neurons.
+
+        Args:
+            idx: (B, T) token ids, a first batch.
+        """
+        with evaluating(self), calibrating(self):
+            self(idx)
+
+    def after_step(self) -> None:
+        """Keep what an optimiser step must not break (masks, signs), and let what adapts slowly adapt.
+
+        Call it after every step of an optimiser; it does nothing to the released model.
+        """
+        self.parts.after_step([self.encoder, self.encoder_v], self.decoder)
 
     # what users reach for from the model; the work is done in the rooms that these methods name
 
@@ -289,6 +278,28 @@ class BDH(nn.Module):
 
         return stream(self, idx, max_new_tokens, **sampling)
 
+    def get_spikes(self, text_or_idx: str | bytes | Tensor) -> list[Tensor]:
+        """Return which neurons spike at each token of each level; dropout is off.
+
+        Args:
+            text_or_idx: text (read as UTF-8 bytes) or token ids (B, T).
+
+        Returns:
+            Spikes, 0 or 1, of each level as a sparse tensor (B, T, N), N by global neuron id.
+
+        Raises:
+            ValueError: the neurons of this model do not spike.
+
+        Examples:
+            >>> config = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4, variant="hatching")
+            >>> spikes = BDH(config).get_spikes("The dragon")
+            >>> spikes[0].shape
+            torch.Size([1, 10, 64])
+        """
+        if not self.config.lif.on:
+            raise ValueError("lif.tau=None: expected spiking neurons, variant hatching; see get_sparse_activations")
+        return self._collect("spikes", text_or_idx)
+
     def get_sparse_activations(self, text_or_idx: str | bytes | Tensor) -> list[Tensor]:
         """Return which neurons fire, and how strongly, at each token of each level; dropout is off.
 
@@ -303,11 +314,14 @@ class BDH(nn.Module):
             >>> levels = model.get_sparse_activations("The dragon")
             >>> strength, neuron = levels[0].to_dense().amax(dim=(0, 1)).topk(10)
         """
+        return self._collect("x_sparse", text_or_idx)
+
+    def _collect(self, signal: str, text_or_idx: str | bytes | Tensor) -> list[Tensor]:
         idx = self.as_ids(text_or_idx)
         seen: list[Tensor] = []
 
         def keep(name: str, tensor: Tensor) -> Tensor:
-            if name.endswith(".x_sparse"):
+            if name.endswith(f".{signal}"):
                 seen.append(tensor.transpose(1, 2).flatten(2).to_sparse())
             return tensor
 
@@ -369,20 +383,6 @@ class BDH(nn.Module):
                     f"token ids: expected 0..{self.config.vocab_size - 1}, got {low}..{high}; "
                     "check the tokenizer or resize_vocab()"
                 )
-
-    def _check_state(self, state: State, batch_size: int) -> None:
-        c = self.config
-        expected = (batch_size, c.n_head, c.neurons_per_head, c.n_embd)
-        shapes = {tuple(rho.shape) for rho in state.rho}
-        if len(state.rho) != c.n_layer or shapes != {expected}:
-            raise ValueError(
-                f"state: expected {c.n_layer} levels of (B, H, K, D) = {expected}, got {len(state.rho)} of "
-                f"{', '.join(map(str, sorted(shapes)))}; use a state of this model and batch (State.rows changes it)"
-            )
-
-
-def _layer_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import bdh.model
 from bdh import BDH, BDHConfig
 from bdh.mechanisms import (
     DaleLaw,
@@ -73,9 +72,17 @@ def test_it_computes_the_same_in_training_too(tiny: BDH) -> None:
     assert error(gradients[1], gradients[0]) <= SAME[torch.float64]
 
 
-def test_without_centring_the_law_binds(tiny: BDH, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bdh.model, "_layer_norm", lambda x: nn.functional.rms_norm(x, x.shape[-1:]))
-    assert error(to_dale(tiny)(IDX)[0], tiny(IDX)[0]) > CONTROL
+def test_without_centring_the_law_binds(tiny: BDH) -> None:
+    dale = to_dale(tiny)
+    for model in (tiny, dale):
+        model._norm = nn.functional.rms_norm
+    assert error(dale(IDX)[0], tiny(IDX)[0]) > CONTROL
+
+
+def test_a_model_that_does_not_centre_is_not_converted() -> None:
+    model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4, norm="rms"))
+    with pytest.raises(ValueError, match="norm='rms'"):
+        to_dale(model)
 
 
 def test_a_decoder_of_one_sign_by_clamping_is_another_model(tiny: BDH) -> None:

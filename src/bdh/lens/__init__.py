@@ -1,6 +1,7 @@
 """Look into a model: record its tensors, measure its density, find which neurons fire, write it down."""
 
 from bdh.lens.density import density, init_density
+from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
 from bdh.lens.record import SIGNALS, Trace, names_of, record
@@ -13,6 +14,7 @@ __all__ = [
     "NeuronStatistics",
     "Trace",
     "density",
+    "firing",
     "init_density",
     "inspect_text",
     "names_of",

@@ -60,8 +60,9 @@ def neuron_signs(n_head: int, neurons_per_head: int, excitatory: float = 0.8, se
             f"excitatory={excitatory}: expected a share that leaves some of {neurons_per_head} neurons of both kinds; "
             "0.8 is usual"
         )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(n_head, neurons_per_head, generator=generator).argsort(1)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    # on the CPU wherever the weights are: the same seed gives the same neurons
+    order = torch.rand(n_head, neurons_per_head, generator=generator, device="cpu").argsort(1)
     return torch.where(order < count, 1, -1).to(torch.int8).flatten()
 
 
@@ -221,6 +222,11 @@ def to_dale(model: Model, excitatory: float = 0.8, seed: int = 0) -> Model:
                 f"a model with {type(part).__name__} cannot be converted exactly: expected dense weights that read a "
                 "whole LayerNorm; train it with DaleLaw instead"
             )
+    norm = getattr(getattr(model, "config", None), "norm", "layer")
+    if norm != "layer":
+        raise ValueError(
+            f"norm={norm!r}: expected 'layer', whose centring makes the shift free; train with Dale's law on"
+        )
     changed = copy.deepcopy(model)
     encoder, encoder_v, decoder = (changed.get_parameter(name) for name in ("encoder", "encoder_v", "decoder"))
     law = DaleLaw(encoder.shape[0], encoder.shape[2], excitatory, seed).to(encoder.device)

@@ -9,17 +9,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import NormalDist
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bdh import ops
 from bdh.mechanisms.rates import ThresholdController, firing_rates
-from bdh.ops.lif import Neurons, Reset
-from bdh.ops.surrogate import Surrogate
-
-Output = Literal["graded", "binary"]
+from bdh.ops.lif import Neurons
+from bdh.sections import Output, Reset, Surrogate
 
 BISECTIONS = 20
 

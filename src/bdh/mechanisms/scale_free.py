@@ -8,6 +8,8 @@ Shapes: H heads, K neurons per head, N = H*K neurons, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -41,10 +43,10 @@ def scale_free_degrees(n_neurons: int, width: int, gamma: float = 2.5, k_min: in
         raise ValueError(f"k_min={k_min}: expected 1 <= k_min <= {width}, the width; choose a smaller one")
     if not gamma > 0:
         raise ValueError(f"gamma={gamma}: expected a number > 0; 2.5 is usual")
-    k = torch.arange(k_min, width + 1)
+    k = torch.arange(k_min, width + 1, device="cpu")  # wherever the weights are: the same seed gives the same mask
     probability = k.double() ** -gamma
     cumulative = (probability / probability.sum()).cumsum(0)
-    u = torch.rand(n_neurons, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    u = torch.rand(n_neurons, dtype=torch.float64, device="cpu", generator=torch.Generator("cpu").manual_seed(seed))
     # rounding may leave the last sum just below one
     return k[torch.searchsorted(cumulative, u, right=True).clamp(max=len(k) - 1)]
 
@@ -72,10 +74,10 @@ def scale_free_mask(n_neurons: int, width: int, gamma: float = 2.5, k_min: int =
     """
     degrees = scale_free_degrees(n_neurons, width, gamma, k_min, seed)
     # another stream than the degrees': the same one would tie the places to the degrees
-    generator = torch.Generator().manual_seed(seed ^ 0x5CA1EF4EE)
+    generator = torch.Generator("cpu").manual_seed(seed ^ 0x5CA1EF4EE)
     blocks = []
     for block in degrees.split(_BLOCK):
-        rank = torch.rand(len(block), width, generator=generator).argsort(1)
+        rank = torch.rand(len(block), width, generator=generator, device="cpu").argsort(1)
         blocks.append(rank < block[:, None])
     return torch.cat(blocks)
 
@@ -200,9 +202,18 @@ class ScaleFree(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        with torch.no_grad():
-            weight.masked_fill_(self._absent_in(weight), 0.0)
+        self.apply_to([weight])
         weight.register_post_accumulate_grad_hook(self._mask_gradient)
+
+    @torch.no_grad()
+    def apply_to(self, weights: Sequence[Tensor]) -> None:
+        """Set the absent entries of weights to zero once, in place; for weights whose gradients are not masked too.
+
+        Args:
+            weights: (N, D) or (H, D, K) each.
+        """
+        for weight in weights:
+            weight.masked_fill_(self._absent_in(weight), 0.0)
 
     def _mask_gradient(self, weight: Tensor) -> None:
         assert weight.grad is not None

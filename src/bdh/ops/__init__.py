@@ -245,14 +245,14 @@ def _reasons(*tensors: Tensor, activities: int) -> dict[LevelsPath, str | None]:
 
 
 def step_backend(
-    encoder: Tensor, *rho: Tensor, sparsity: float | None, precision: Precision = "float32"
+    encoder: Tensor, *rho: Tensor, refused: str | None = None, precision: Precision = "float32"
 ) -> Literal["native", "composed"]:
     """Return how one token of generation is computed: natively wherever it can be, with a state in bfloat16 too.
 
     Args:
         encoder: the weights of the model.
         *rho: states of the levels.
-        sparsity: the model's k-winners target.
+        refused: why this model has no native step, if it has none.
         precision: of the weights that the step reads; only the native kernels read other weights than the model's.
 
     Raises:
@@ -261,9 +261,7 @@ def step_backend(
     if precision not in get_args(Precision):
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(get_args(Precision))}")
     stored = torch.float32, torch.bfloat16
-    reasons = [why_not_native(encoder), *(why_not_native(state, dtypes=stored) for state in rho)]
-    if sparsity is not None:
-        reasons.append("the kernels take no k winners in decoding")
+    reasons = [refused, why_not_native(encoder), *(why_not_native(state, dtypes=stored) for state in rho)]
     choice, reason = _levels_choice.get(), next(filter(None, reasons), None)
     if reason and choice == "native":
         raise ValueError(f"backend 'native' cannot be used: {reason}; leave the choice to 'auto'")

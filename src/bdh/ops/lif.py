@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bdh.ops import native
 from bdh.ops.leaky import accumulate, decays
-from bdh.ops.surrogate import Surrogate, surrogate_slope
-
-Reset = Literal["soft", "hard", "none"]
+from bdh.ops.surrogate import surrogate_slope
+from bdh.sections import Reset, Surrogate
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Surrogate = Literal["fast_sigmoid", "arctan", "triangular"]
+from bdh.sections import Surrogate
 
 
 def spike_function(

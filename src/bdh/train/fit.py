@@ -22,11 +22,13 @@ from bdh.config import TrainConfig
 from bdh.data import Corpus, TextDecoder, fixed_windows, random_windows
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
+from bdh.train.losses import ActivityLosses
 from bdh.train.report import Reporter
 from bdh.train.run import Run, restore
 from bdh.train.schedule import learning_rate
 
 DENSITY_WINDOWS = 4
+FIRING_WINDOWS = 16
 EVALUATED = 2**24
 """Activities (B, T, N) of a level that are evaluated at once: a few of these arrays must not outweigh training."""
 SAMPLE_TOKENS = 300
@@ -113,11 +115,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def make_optimizer(model: BDH, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW that decays every matrix but the embedding, whose rows are of rare tokens."""
-    decayed = [model.encoder, model.encoder_v, model.decoder, model.lm_head]
+    """Return AdamW that decays every matrix but the embedding, whose rows are of rare tokens, and nothing smaller."""
+    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1} - {"embed.weight"}
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [model.embed.weight], "weight_decay": 0.0},
+        {"params": [p for name, p in model.named_parameters() if (name in decayed) == chosen], "weight_decay": decay}
+        for chosen, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     fused = model.encoder.device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
@@ -135,7 +137,10 @@ class Training:
         shape, tokens = model.config, config.batch_size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
+        if not shape.released:
+            path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"
         self.path = "torch.compile" if config.compile else path
+        self.activity = ActivityLosses(shape, config)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss_of: Any = torch.compile(model) if config.compile else model
@@ -162,6 +167,7 @@ class Training:
         with _stop_requests() as stop:
             try:
                 if self.step == 0:
+                    self._calibrate()
                     self._evaluate()
                 while self.step < c.max_steps and not stop:
                     started = time.perf_counter()
@@ -182,6 +188,13 @@ class Training:
                 self.reporter.stop()
         return Result(self.step, self.val_loss, self.best, stop[0] if stop else None, self.seconds)
 
+    def _calibrate(self) -> None:
+        """Set the thresholds of spiking neurons on the first batch."""
+        c = self.config
+        first = random_windows(self.corpus.train, seed=c.seed, step=0, batch_size=c.batch_size, block_size=c.block_size)
+        with self._autocast():
+            self.model.calibrate(first[0].to(self.device))
+
     def _optimizer_step(self) -> tuple[Tensor, Tensor]:
         """Take one step and return the mean training loss and the gradient norm before clipping."""
         loss = self.accumulate()
@@ -192,6 +205,7 @@ class Training:
         c = self.config
         self.model.train()
         total = torch.zeros((), device=self.device)
+        tap = {"tap": self.activity} if self.activity.wanted else {}
         with self._dropout_stream():
             for micro in range(c.grad_acc_steps):
                 idx, targets = random_windows(
@@ -202,8 +216,8 @@ class Training:
                     block_size=c.block_size,
                 )
                 with self._autocast(), ops.using(c.backend):
-                    _, loss = self.loss_of(idx.to(self.device), targets.to(self.device))
-                self.scaler.scale(loss / c.grad_acc_steps).backward()
+                    _, loss = self.loss_of(idx.to(self.device), targets.to(self.device), **tap)
+                self.scaler.scale((loss + self.activity.total()) / c.grad_acc_steps).backward()
                 total += loss.detach() / c.grad_acc_steps
         return total
 
@@ -220,6 +234,7 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.after_step()
         self.step += 1
         return norm
 
@@ -260,6 +275,9 @@ class Training:
             "best": improved,
             "density": lens.density(self.model, idx[:DENSITY_WINDOWS].to(self.device)),
         }
+        if self.model.config.lif.on:
+            record["firing"] = lens.firing(self.model, idx[:FIRING_WINDOWS].to(self.device))
+            record["firing_target"] = self.model.config.lif.rate
         self.run.log(record)
         self.reporter.evaluation(record, self.init_density)
         return improved
@@ -270,6 +288,7 @@ class Training:
             "step": self.step,
             "tokens": self.step * c.tokens_per_step,
             "train_loss": loss.item(),
+            **{f"{name}_loss": value.item() for name, value in self.activity.now.items()},
             "learning_rate": learning_rate(self.step - 1, c),
             "grad_norm": norm.item(),
             "tokens_per_s": steps_done * c.tokens_per_step / (self.seconds - self.seconds_before),

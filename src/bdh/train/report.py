@@ -58,6 +58,16 @@ class Reporter:
             levels = " ".join(f"{100 * value:5.1f}" for value in now)
             start = " ".join(f"{100 * value:5.1f}" for value in init[name])
             self.console.print(f"    {name:>2} active per level %  {levels}   (random init {start})")
+        if "firing" in record:
+            self._firing(record["firing"], record["firing_target"])
+
+    def _firing(self, firing: dict[str, list[Any]], target: float) -> None:
+        for name in ("rate", "dead", "saturated"):
+            levels = " ".join(f"{100 * value:5.1f}" for value in firing[name])
+            aim = f"   (target {100 * target:.1f})" if name == "rate" else ""
+            self.console.print(f"    {'spiking' if name == 'rate' else name:>9} per level %  {levels}{aim}")
+        ratios = [f"{m[0]:.2f} [{m[1]:.2f}, {m[2]:.2f}]" if m else "-" for m in firing["branching"]]
+        self.console.print(f"    branching ratio per level, 95 %:  {'  '.join(ratios)}", markup=False)
 
     def note(self, text: str) -> None:
         """Print a line."""
