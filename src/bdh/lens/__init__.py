@@ -3,24 +3,34 @@
 from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
+from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
+from bdh.lens.panels import spike_raster_plot
+from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.record import SIGNALS, Trace, names_of, record
 from bdh.lens.report import write_report
+from bdh.lens.svg import Picture
 from bdh.lens.terminal import print_inspection
 
 __all__ = [
     "SIGNALS",
     "Inspection",
+    "Mechanisms",
     "NeuronStatistics",
+    "Picture",
+    "SpikeRaster",
     "Trace",
     "density",
     "firing",
     "init_density",
+    "inspect_mechanisms",
     "inspect_text",
     "names_of",
     "neuron_statistics",
     "print_inspection",
     "readable",
     "record",
+    "spike_raster",
+    "spike_raster_plot",
     "write_report",
 ]

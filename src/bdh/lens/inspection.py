@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdh.lens.density import Density
+
+if TYPE_CHECKING:  # it stands above this page: it reads models
+    from bdh.lens.mechanisms import Mechanisms
 
 Pair = tuple[int, int]
 """(level, global neuron id)."""
@@ -123,6 +126,8 @@ class Inspection:
     raster: Raster
     n_unseen: int
     """(level, neuron) pairs that fire here but fewer than `min_fires` times in the validation text: not ranked."""
+    mechanisms: Mechanisms | None = None
+    """What the mechanisms do with the text, and what they learned; None for a model without any."""
 
     @property
     def surprisal(self) -> float | None:
@@ -133,7 +138,9 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that goes into JSON (no NaN; numbers with six digits; the text as a list of bytes)."""
         values: dict[str, Any] = plain(dataclasses.asdict(self))
-        return values | {"surprisal": plain(self.surprisal)}
+        values["surprisal"] = plain(self.surprisal)
+        values["mechanisms"] = None if self.mechanisms is None else self.mechanisms.to_dict()
+        return values
 
 
 def readable(data: bytes, space: str = " ") -> list[str]:

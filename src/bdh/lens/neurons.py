@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bdh.lens.density import Density, DensityTap, init_density
 from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Pair, Raster, Telling, Word, readable
+from bdh.lens.mechanisms import inspect_mechanisms
 from bdh.lens.record import check_signal
 from bdh.model import BDH, evaluating
 
@@ -172,6 +173,9 @@ def inspect_text(
         telling=tuple(_telling(f, stats, reader, found) for f, found in zip(reader.telling, places, strict=True)),
         raster=raster,
         n_unseen=reader.n_unseen,
+        mechanisms=inspect_mechanisms(
+            model, _ids(model, text[None]), _ids(model, baseline), neurons=[(f.level, f.neuron) for f in reader.telling]
+        ),
     )
 
 
