@@ -89,10 +89,26 @@ def test_inspected_text_cannot_break_out() -> None:
     )
 
 
+@pytest.mark.parametrize("text", [b"To be or not to be", HOSTILE, b"a"])
+def test_mechanisms_are_a_section_of_the_page_and_keep_its_rules(text: bytes) -> None:
+    config = BDHConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=2, variant="advanced")
+    inspection = inspect_text(BDH.from_seed(config, seed=0), text, BASELINE, min_fires=2, window=64)
+    html = report.render(inspection, COMMAND)
+    page = Page(html)
+    assert not re.search(r"https?://|//[a-z]|@import|url\(", re.sub(r"// .*", "", html))
+    assert not any({"style", "src", "href"} & attributes.keys() for _, attributes in page.tags)
+    assert len(page.scripts) == 2
+    words = " ".join(page.words)
+    for title in ("Spikes", "Membranes", "Neuromodulation", "STDP window", "Firing", "Dale's law", "Degrees"):
+        assert title in words
+    assert "alone proves no criticality" in words
+    assert sum(attributes.get("class") == "panel" for _, attributes in page.tags) == 7
+
+
 def test_the_policy_allows_exactly_the_program_and_the_style_of_the_page() -> None:
     html = report.render(inspection_of(b"be"))
     assert f"script-src '{report._hash(report._part('report.js'))}'" in html
-    assert f"style-src '{report._hash(report._part('report.css'))}'" in html
+    assert f"style-src '{report._hash(report._part('report.css') + report._part('panels.css'))}'" in html
     assert report._hash("a") != report._hash("b")
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 from bdh.files import replacing_file
 from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Telling, Word, plain
+from bdh.lens.mechanisms import Mechanisms
+from bdh.lens.panels import figures
+from bdh.lens.wording import sentences
 
 MAX_BYTES = 5_000_000
 """Largest report; beyond this a page is slow to open and to send."""
@@ -55,7 +58,7 @@ def write_report(inspection: Inspection, path: str | os.PathLike[str], *, comman
 def render(inspection: Inspection, command: str | None = None) -> str:
     """Return the page of `write_report`."""
     i = inspection
-    style, script = _part("report.css"), _part("report.js")
+    style, script = _part("report.css") + _part("panels.css"), _part("report.js")
     shown = "".join(view.shown.replace("␣", " ") for view in i.bytes)
     surprises = [view.surprisal for view in i.bytes if view.surprisal is not None]
     values = {
@@ -77,6 +80,7 @@ def render(inspection: Inspection, command: str | None = None) -> str:
         "words": _words_table(i.words),
         "charts": "".join(_chart(i, key) for key in _SIGNALS),
         "density": _density_table(i),
+        "mechanisms": "" if i.mechanisms is None else _mechanisms(i.mechanisms),
         "command": f"<code>{escape(command)}</code>" if command else "",
         # a "</script>" in the text must not end the block that holds it
         "data": json.dumps(_data(i, command), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
@@ -328,6 +332,27 @@ def _chart(i: Inspection, key: str) -> str:
     return (
         f"<figure><figcaption>{name}<small>{meaning}</small></figcaption>"
         f'<svg viewBox="0 0 320 190" role="img" aria-label="{label}">{"".join(marks)}</svg></figure>'
+    )
+
+
+def _mechanisms(found: Mechanisms) -> str:
+    """The section of a model with mechanisms: pictures, the small ones side by side, then all figures in words."""
+    wide: list[str] = []
+    small: list[str] = []
+    for f in figures(found):
+        words = f"<figcaption>{escape(f.title)}<small>{escape(f.note)}</small></figcaption>"
+        drawn = f.picture.inline
+        if f.wide:
+            drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(f.title)}">{drawn}</div>'
+        (wide if f.wide else small).append(f"<figure>{words}{drawn}</figure>")
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th><td>{escape(said)}</td></tr>' for name, said in sentences(found).items()
+    )
+    return (
+        '<section id="mechanisms"><div class="head"><h2>Mechanisms</h2></div>'
+        f'<p class="note">Of variant {escape(found.variant)}, on: {", ".join(found.on)}.</p>'
+        f'<div class="wide-panels">{"".join(wide)}</div><div class="charts">{"".join(small)}</div>'
+        f"<details><summary>Figures</summary>{_table([('Mechanism', ''), ('Found', '')], rows)}</details></section>"
     )
 
 

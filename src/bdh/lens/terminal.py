@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bdh.lens.inspection import Context, Firing, Inspection, Telling
+from bdh.lens.mechanisms import Mechanisms
+from bdh.lens.wording import sentences
 
 WIDTH = 100
 """Columns that the output needs at most."""
@@ -30,6 +32,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         console.print(_telling(telling, console), width=min(WIDTH, console.width), highlight=False, no_wrap=True)
     if not inspection.telling:
         console.print(f"none: no neuron fires here and {inspection.min_fires} times or more in the validation text")
+    if inspection.mechanisms is not None:
+        console.print(_mechanisms(inspection.mechanisms), width=min(WIDTH, console.width), highlight=False)
 
 
 def _summary(i: Inspection) -> Text:
@@ -99,6 +103,17 @@ def _brief(f: Firing) -> str:
 
 def _z(f: Firing) -> str:
     return "-" if f.z is None else f"{f.z:.1f}"
+
+
+def _mechanisms(found: Mechanisms) -> Table:
+    table = Table(
+        box=None, pad_edge=False, show_header=False, title="\nMechanisms", title_justify="left", title_style="bold"
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, said in sentences(found).items():
+        table.add_row(Text(name), Text(said))
+    return table
 
 
 def _telling(t: Telling, console: Console) -> Text:
