@@ -27,6 +27,7 @@ from bdh.mechanisms import (
     stdp_kernel,
     stdp_window,
 )
+from bdh.sections import Reset
 
 HERE = Path(__file__).parent
 WIDE, TALL = 240, 130
@@ -53,8 +54,9 @@ def lif() -> Picture:
     """Three resets under a constant current."""
     current, steps = 3.3, 40
     plots: list[Plot | str] = []
-    for place, reset in enumerate(("soft", "hard", "none")):
-        neurons = LeakyIntegrateFire(tau=10.0, reset=reset)  # type: ignore[arg-type]
+    resets: tuple[Reset, ...] = ("soft", "hard", "none")
+    for place, reset in enumerate(resets):
+        neurons = LeakyIntegrateFire(tau=10.0, reset=reset)
         neurons.control.threshold = torch.ones(1, 1)
         xs, ys, spikes, state, v = [0.0], [0.0], [], None, 0.0
         alpha = math.exp(-1 / 10)

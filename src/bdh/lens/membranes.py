@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdh.lens.inspection import Pair
-from bdh.mechanisms import LeakyIntegrateFire
+from bdh.mechanisms import BCMHomeostasis, LeakyIntegrateFire
 from bdh.model import BDH, evaluating
 from bdh.state import State
 
@@ -72,17 +72,18 @@ class Reading:
         with evaluating(model):
             for t in range(idx.shape[1]):
                 before = state
-                _, state = model.advance(idx[:, t : t + 1], before, tap=self._keep)
+                # as advance, but the memory is written to in place: what is looked at of `before` is not part of it
+                token = idx[:, t : t + 1]
+                _, state = model.walk(token, before, self._keep, wants_state=True, owns_state=True)
+                assert state is not None
                 for level in levels:
                     if model.config.lif.on:
                         now = self._seen[f"layers.{level}.spikes"].transpose(1, 2).flatten(2)
                         spikes[level].append(now.cpu().to_sparse())
                     gains[level] += self._gain(level, before)
-                for level in {level for level, _ in neurons}:
-                    drive = self._drive(level)
-                    for pair in (pair for pair in neurons if pair[0] == level):
-                        charge[pair].append(self._charge(pair, drive, before))
-                        membrane[pair].append(_of(state, pair, "membrane", model.config.neurons_per_head))
+                for pair in neurons:
+                    charge[pair].append(self._charge(pair, before))
+                    membrane[pair].append(_of(state, pair, "membrane", model.config.neurons_per_head))
         self.spikes = [torch.cat(level, 1) for level in spikes if level]
         self.membranes = tuple(self._trace(pair, charge[pair], membrane[pair]) for pair in neurons)
         self.gains = tuple(tuple(map(tuple, torch.stack(level, 1).tolist())) for level in gains if level)
@@ -101,19 +102,25 @@ class Reading:
         mean = None if before is None else before.mechanisms[level]["mean"]
         return [part(self._entering(level), mean)[0][0, :, 0, 0].float()]  # (H,)
 
-    def _drive(self, level: int) -> Tensor:
+    def _drive(self, pair: Pair) -> float:
+        level, (head, index) = pair[0], divmod(pair[1], self._model.config.neurons_per_head)
         parts = self._model.parts
-        drive = parts.drive(self._entering(level), self._model.encoder)
-        return (drive if parts.bcm is None else parts.bcm[level](drive)).flatten()  # (N,), one token of one text
+        # one neuron of each head instead of all
+        drive = parts.drive(self._entering(level), self._model.encoder[:, :, index, None])[0, head, 0, 0].item()
+        if parts.bcm is None:
+            return drive
+        part = parts.bcm[level]
+        assert isinstance(part, BCMHomeostasis)
+        return drive - part.threshold()[head, index].item()
 
-    def _charge(self, pair: Pair, drive: Tensor, before: State | None) -> float:
+    def _charge(self, pair: Pair, before: State | None) -> float:
         # h cannot be told from v after a hard reset, but follows from v one token before
         part, K = self._neurons(pair[0]), self._model.config.neurons_per_head
         if before is not None and _of(before, pair, "refractory", K):
             return part.v_reset
         v = part.v_rest if before is None else _of(before, pair, "membrane", K)
         alpha = math.exp(-1 / part.tau[pair[1] // K if len(part.tau) > 1 else 0])
-        return alpha * v + (1 - alpha) * (part.v_rest + drive[pair[1]].item())
+        return alpha * v + (1 - alpha) * (part.v_rest + self._drive(pair))
 
     def _trace(self, pair: Pair, charge: list[float], membrane: list[float]) -> MembraneTrace:
         level, neuron = pair

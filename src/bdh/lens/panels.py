@@ -151,7 +151,7 @@ def draw_window(window: Window) -> Picture:
         plot = Plot(Scale(window.dt[0], window.dt[-1], x, x + 200), Scale(low, high, y + 110, y))
         plot.axes(f"head {head}", "tokens from key to value" if head // 4 == (heads - 1) // 4 else "")
         # no pair of tokens is at no distance: two lines, not one through zero
-        for css, curve in (("two", window.initial[head]), ("one", window.learned[head])):
+        for css, curve in (("one", window.learned[head]), ("two", window.initial[head])):
             middle = len(curve) // 2
             for side in (slice(0, middle), slice(middle + 1, None)):
                 plot.line(window.dt[side], curve[side], css)
@@ -207,9 +207,12 @@ def draw_gains(gains: Gains) -> Picture:
         top = 26 + 120 * level
         plot = Plot(Scale(0, max(T - 1, 1), _LEFT, _WIDE - 60), Scale(low, high, top + 70, top))
         plot.axes(f"level {level}").level(1.0)
-        for head, values in enumerate(heads[:_HEADS]):
+        lowest = -10.0
+        # from the top, each name at its line or just below the name before
+        for values, head in sorted(((v, head) for head, v in enumerate(heads[:_HEADS])), key=lambda of: -of[0][-1]):
+            lowest = max(plot.y(values[-1]) + 4, lowest + 11)
             plot.line(range(T), values, "three" if head else "one")
-            plot.marks.append(text(_WIDE - 54, plot.y(values[-1]) + 4, f"h{head}"))
+            plot.marks.append(text(_WIDE - 54, lowest, f"h{head}"))
         plots.append(plot)
     return picture(_WIDE, 120 * len(gains.values), "gain of each head over the tokens", plots)
 

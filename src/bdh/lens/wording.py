@@ -41,7 +41,7 @@ def sentences(found: Mechanisms) -> dict[str, str]:
     if found.criticality is not None:
         gains = ", ".join(f"{gain:.3g}" for gain in found.criticality.gain)
         said["criticality"] = (
-            f"gain of the gate's drive by level {gains}; held for a branching ratio of {found.criticality.target:g}"
+            f"gain of the gate's drive by level {gains}; target of its branching ratio {found.criticality.target:g}"
         )
     if found.dendrites is not None:
         strengths = ", ".join(f"{value:.3g}" for value in found.dendrites)
