@@ -190,7 +190,7 @@ class BDH(nn.Module):
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
         if self.training and tap is None and not wants_state and (path := self._path(idx.numel(), v)) != "composed":
             c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
-            v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=c.dropout, winners=c.winners_per_head)
+            v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=self.drop.p, winners=c.winners_per_head)
         else:
             turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
