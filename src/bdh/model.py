@@ -236,7 +236,7 @@ class BDH(nn.Module):
         return self._norm(x, x.shape[-1:])
 
     def _path(self, tokens: int, *tensors: Tensor) -> ops.LevelsPath:
-        if not self.config.released:
+        if not self.parts.plain:
             return "composed"
         return ops.levels_backend(*tensors, activities=self.config.activities(tokens))
 

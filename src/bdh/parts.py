@@ -73,6 +73,7 @@ class Parts(nn.Module):
     def __init__(self, config: BDHConfig, drive_std: float) -> None:
         super().__init__()
         self.config = c = config
+        self.plain = c.released
         H, K, D = c.n_head, c.neurons_per_head, c.n_embd
         self.lif = _per_level(c, c.lif.on, lambda: _neurons(c, drive_std))
         self.lif_gate = _per_level(c, c.lif.on and c.lif.gate, lambda: _neurons(c, drive_std))
