@@ -216,7 +216,8 @@ class BDH(nn.Module):
         state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         turn = ops.rotation(self.config.neurons_per_head, state.position, 1, like=self.encoder)
         with torch.no_grad():
-            v = ops.step_levels(self._normed(self.embed(idx)), weights, state.rho, turn)
+            levels = [state.level(level) for level in range(self.config.n_layer)]
+            v = ops.step_levels(self._normed(self.embed(idx)), weights, levels, turn, state.position)
             return v @ self.lm_head, replace(state, position=state.position + 1)
 
     def _layer(self, level: int, v: Tensor, turn: Tensor, carried: Carried, tap: Tap) -> Tensor:
