@@ -79,3 +79,9 @@ def test_settings_that_make_no_sense_are_refused(values: dict, words: str) -> No
 def test_seeds_are_different_whole_numbers(seeds: str) -> None:
     with pytest.raises(ValueError, match="--seeds"):
         _ = Settings(seeds=seeds).seed_list
+
+
+def test_an_interval_of_nothing_is_refused() -> None:
+    assert Settings(eval_interval=7).training(100, {}).eval_interval == 7
+    with pytest.raises(ValueError, match="eval_interval=0"):
+        Settings(eval_interval=0).training(100, {})

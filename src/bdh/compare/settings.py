@@ -113,7 +113,7 @@ class Settings:
         schedule = {
             "max_steps": steps,
             "warmup_steps": min(usual.warmup_steps, steps // 10),
-            "eval_interval": self.eval_interval or interval,
+            "eval_interval": interval if self.eval_interval is None else self.eval_interval,
             "log_interval": min(usual.log_interval, math.ceil(steps / EVALUATIONS)),
             "device": self.device,
             "seed": 0,
