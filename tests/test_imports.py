@@ -11,6 +11,7 @@ import pytest
 
 import bdh
 import bdh.bench
+import bdh.compare
 import bdh.data
 import bdh.generate
 import bdh.mechanisms
@@ -37,6 +38,7 @@ RANK = {
     "lens": 4,
     "bench": 5,
     "planning": 5,
+    "compare": 5,
     "arguments": 5,
     "parsing": 5,
     "cli": 6,
@@ -125,7 +127,7 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (bdh.bench, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train):
+    for module in (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 
 from bdh import __version__, bench, checkpoint, lens, ops, planning
+from bdh import compare as comparing
 from bdh import generate as generation
 from bdh.arguments import FLAT, PlanArgs, TrainArgs, plan_defaults, train_defaults
 from bdh.config import BDHConfig, TrainConfig
@@ -263,12 +264,37 @@ def run_bench(settings: tyro.conf.OmitArgPrefixes[bench.Settings], json: bool = 
     return 0
 
 
+def run_compare(settings: tyro.conf.OmitArgPrefixes[comparing.Settings], json: bool = False) -> int:
+    """Train variants with several seeds on the same text and tell which are better, by how much, and how surely.
+
+    Args:
+        settings: what to compare.
+        json: print all figures of every run as one JSON document; all else goes to stderr.
+    """
+    console = Console(stderr=json, highlight=False)
+    report = settings.out_dir / "report.html"
+    command = shlex.join(["bdh", *sys.argv[1:]])
+    write = functools.partial(comparing.write_report, path=report)
+    try:
+        found = comparing.compare(settings, console, command=command, after=write)
+    except comparing.Stopped as stop:
+        console.print("stopped; the same command goes on", markup=False)
+        return 0 if stop.args[0] == "SIGTERM" else 130
+    write(found)
+    comparing.print_comparison(found, console)
+    console.print(f"report: {report.resolve()}", markup=False, soft_wrap=True)
+    if json:
+        print(_json(found.to_dict()))
+    return 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
     "plan": plan,
     "bench": run_bench,
+    "compare": run_compare,
     "convert": convert,
     "doctor": doctor,
 }

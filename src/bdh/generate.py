@@ -17,6 +17,8 @@ from bdh import ops
 from bdh.data import TextDecoder
 from bdh.model import BDH, State, evaluating
 
+_MEMORIES = {"rho", "fading"}
+"""Parts of a state that low precision rounds; the others are small, and a membrane decides on a threshold."""
 PREFILL_BLOCK = 512
 """Prompt tokens read at once; bounds the memory of the activations, not the result."""
 
@@ -118,16 +120,14 @@ def step_weights(model: BDH, state: State, precision: ops.Precision = "float32")
     Raises:
         ValueError: an unknown precision, or one that cannot be had here.
     """
-    if ops.step_backend(model.encoder, *state.rho, refused=_no_native_step(model), precision=precision) == "composed":
+    parts = model.parts
+    memories = [level[name] for level in map(state.level, range(len(state.rho))) for name in _MEMORIES & level.keys()]
+    if (
+        ops.step_backend(model.encoder, *memories, refused=parts.why_no_native_step(), precision=precision)
+        == "composed"
+    ):
         return None
-    return ops.step_weights(model.encoder, model.encoder_v, model.decoder, precision)
-
-
-def _no_native_step(model: BDH) -> str | None:
-    """Why the native kernels have no step for this model, if they have none."""
-    if model.config.sparsity is not None:
-        return "the kernels take no k winners in decoding"
-    return None if model.config.released else "in decoding the kernels compute the released model alone"
+    return ops.step_weights(model.encoder, model.encoder_v, model.decoder, precision, *parts.step_constants())
 
 
 def step(model: BDH, idx: Tensor, state: State, weights: ops.StepWeights | None = None) -> tuple[Tensor, State]:
@@ -184,7 +184,7 @@ def stream(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
-    ops.step_backend(model.encoder, refused=_no_native_step(model), precision=precision)
+    ops.step_backend(model.encoder, refused=model.parts.why_no_native_step(), precision=precision)
     return _stream(model, idx, max_new_tokens, sampling, state, precision)
 
 
@@ -194,7 +194,7 @@ def _stream(
     generator = sampling.generator(idx.device)
     logits, state = prefill(model, idx, state)
     if precision != "float32":
-        state = state.to(dtype=torch.bfloat16)
+        state = _rounded(state)
     weights = step_weights(model, state, precision) if max_new_tokens > 1 else None
     for made in range(max_new_tokens):
         token = sampling.choose(logits, generator)
@@ -202,6 +202,14 @@ def _stream(
         if made + 1 < max_new_tokens:
             all_logits, state = step(model, token[:, None], state, weights)
             logits = all_logits[:, -1]
+
+
+def _rounded(state: State) -> State:
+    levels = [state.level(level) for level in range(len(state.rho))]
+    return State.of_levels(
+        [{k: part.bfloat16() if k in _MEMORIES else part for k, part in level.items()} for level in levels],
+        state.position,
+    )
 
 
 def generate(model: BDH, idx: Tensor, max_new_tokens: int, **options: Any) -> Tensor:

@@ -190,7 +190,7 @@ class BDH(nn.Module):
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
         if self.training and tap is None and not wants_state and (path := self._path(idx.numel(), v)) != "composed":
             c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
-            v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=c.dropout, winners=c.winners_per_head)
+            v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=self.drop.p, winners=c.winners_per_head)
         else:
             turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
             for level in range(self.config.n_layer):
@@ -216,7 +216,8 @@ class BDH(nn.Module):
         state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         turn = ops.rotation(self.config.neurons_per_head, state.position, 1, like=self.encoder)
         with torch.no_grad():
-            v = ops.step_levels(self._normed(self.embed(idx)), weights, state.rho, turn)
+            levels = [state.level(level) for level in range(self.config.n_layer)]
+            v = ops.step_levels(self._normed(self.embed(idx)), weights, levels, turn, state.position)
             return v @ self.lm_head, replace(state, position=state.position + 1)
 
     def _layer(self, level: int, v: Tensor, turn: Tensor, carried: Carried, tap: Tap) -> Tensor:
@@ -236,7 +237,7 @@ class BDH(nn.Module):
         return self._norm(x, x.shape[-1:])
 
     def _path(self, tokens: int, *tensors: Tensor) -> ops.LevelsPath:
-        if not self.config.released:
+        if not self.parts.plain:
             return "composed"
         return ops.levels_backend(*tensors, activities=self.config.activities(tokens))
 

@@ -38,7 +38,7 @@ from bdh.mechanisms import (
 )
 
 _TRACED = ("membrane", "refractory", "trace")
-_SECOND_MEMORY = {"off": (), "kernel": ("fading",), "trace": ("paired", "key_trace", "value_trace")}
+_SECOND_MEMORY = {"off": (), "kernel": ("fading", "fading_at"), "trace": ("paired", "key_trace", "value_trace")}
 
 
 @dataclass
@@ -46,8 +46,9 @@ class Carried:
     """What a level finds from the tokens before, and leaves for those after; lives as long as one pass.
 
     A state has, by name, B rows each: `rho` (H, K, D), the plain memory; of the neurons `membrane`, `refractory` and
-    `trace` (H, K), and the same of the gate with `gate_` before the name; of STDP `fading` (H, K, D), or `paired`
-    (H, K, D), `key_trace` (H, K) and `value_trace` (H, D); of HiPPO `coefficients` (C, N); of the neuromodulation
+    `trace` (H, K), and the same of the gate with `gate_` before the name; of STDP `fading` (H, K, D), whose rows stand
+    as they were after `fading_at` (H, K) tokens, or `paired` (H, K, D), `key_trace` (H, K) and `value_trace` (H, D); of
+    HiPPO `coefficients` (C, N); of the neuromodulation
     `mean` (D).
     """
 
@@ -73,6 +74,7 @@ class Parts(nn.Module):
     def __init__(self, config: BDHConfig, drive_std: float) -> None:
         super().__init__()
         self.config = c = config
+        self.plain = c.released
         H, K, D = c.n_head, c.neurons_per_head, c.n_embd
         self.lif = _per_level(c, c.lif.on, lambda: _neurons(c, drive_std))
         self.lif_gate = _per_level(c, c.lif.on and c.lif.gate, lambda: _neurons(c, drive_std))
@@ -124,14 +126,24 @@ class Parts(nn.Module):
             return ops.attention_read(q, v) if self.stdp is None else self.stdp.read(q, v)
         if self.stdp is None:
             rho = carried.before.get("rho")
+            a: Tensor
             a, carried.after["rho"] = ops.linear_attention(q, v, rho, owns_rho=carried.owned)
             return a
-        names = "rho", *_SECOND_MEMORY[self.config.stdp.form]
-        kind = KernelState if isinstance(self.stdp, KernelSTDP) else TraceState
-        before = kind(*(carried.before[name] for name in names)) if carried.before else None
-        read: tuple[Tensor, KernelState | TraceState] = self.stdp(q, v, before, owns_state=carried.owned)
-        carried.after.update(zip(names, read[1], strict=True))
-        return read[0]
+        if isinstance(self.stdp, TraceSTDP):
+            names = "rho", *_SECOND_MEMORY["trace"]
+            pairs = TraceState(*(carried.before[name] for name in names)) if carried.before else None
+            a, pairs = self.stdp(q, v, pairs, owns_state=carried.owned)
+            carried.after.update(zip(names, pairs, strict=True))
+            return a
+        state = None
+        if carried.before:
+            late = carried.position - carried.before["fading_at"]
+            state = KernelState(carried.before["rho"], self.stdp.faded(carried.before["fading"], late))
+        a, after = self.stdp(q, v, state, owns_state=carried.owned)
+        now = carried.position + q.shape[2]
+        at = torch.full(q.shape[:2] + q.shape[3:], now, dtype=torch.int32, device=q.device)
+        carried.after |= {"rho": after.S, "fading": after.E, "fading_at": at}
+        return a
 
     def gate(self, level: int, v: Tensor, drive: Tensor, carried: Carried) -> Tensor:
         """Activity of the gates (B, H, T, K) from their drive; v (B, T, D) is what entered the level."""
@@ -142,7 +154,8 @@ class Parts(nn.Module):
         if self.criticality is not None:
             drive = self.criticality[level](drive)
         y = F.relu(drive) if self.lif_gate is None else _spike(self.lif_gate[level], drive, carried, "gate_")[0]
-        if self.criticality is not None:
+        # a few tokens tell nothing of how firing spreads; training windows that are too short are refused
+        if self.criticality is not None and y.shape[2] > self.config.criticality.steps:
             _homeostatic(self.criticality[level]).observe(y)
         return y
 
@@ -167,13 +180,39 @@ class Parts(nn.Module):
         for part, prefix in ((self.lif, ""), (self.lif_gate, "gate_")):
             if part is not None:
                 shapes |= {prefix + name: (B, H, K) for name in _TRACED}
-        all_of_stdp = {"fading": (B, H, K, D), "paired": (B, H, K, D), "key_trace": (B, H, K), "value_trace": (B, H, D)}
-        shapes |= {name: all_of_stdp[name] for name in _SECOND_MEMORY[c.stdp.form]}
+        of_stdp = {
+            "fading": (B, H, K, D),
+            "fading_at": (B, H, K),
+            "paired": (B, H, K, D),
+            "key_trace": (B, H, K),
+            "value_trace": (B, H, D),
+        }
+        shapes |= {name: of_stdp[name] for name in _SECOND_MEMORY[c.stdp.form]}
         if self.hippo is not None:
             shapes["coefficients"] = (B, c.hippo.channels, c.hippo.order)
         if self.neuromodulation is not None:
             shapes["mean"] = (B, D)
         return shapes
+
+    def why_no_native_step(self) -> str | None:
+        """Why the kernels have no step of one token for these mechanisms, if they have none."""
+        c = self.config
+        wanted = [
+            name for name in ("hippo", "bcm", "criticality", "dendrites", "neuromodulation") if getattr(c, name).on
+        ]
+        wanted += ["lif.gate"] * c.lif.gate + ["stdp.form trace"] * (c.stdp.form == "trace")
+        wanted += ["norm rms"] * (c.norm == "rms") + ["sparsity"] * (c.sparsity is not None)
+        return f"in decoding the kernels know no {' and no '.join(wanted)}" if wanted else None
+
+    def step_constants(self) -> tuple[ops.SpikingStep | None, ops.FadingStep | None]:
+        """Return the mechanisms as the kernels' step of one token takes them, as they are now."""
+        spiking = fading = None
+        if self.lif is not None:
+            parts = [part for part in self.lif if isinstance(part, LeakyIntegrateFire)]
+            spiking = ops.spiking_step([part.constants() for part in parts], parts[0].tau_trace, parts[0].output)
+        if isinstance(self.stdp, KernelSTDP):
+            fading = ops.FadingStep(self.stdp.strength.detach().clone(), self.stdp.rate().detach().clone())
+        return spiking, fading
 
     def constrain(self, encoders: list[nn.Parameter], decoder: nn.Parameter) -> None:
         """Bring random weights under the masks and the law."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from bdh import BDH, BDHConfig, ops
 from bdh.mechanisms import k_winners
 from bdh.ops import native, native_levels, native_plan
+from bdh.parts import Carried
 from tolerances import CONTROL, SAME, error
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"native back end {native.why_not}")
@@ -72,8 +73,8 @@ class _Levels(torch.nn.Module):
     def forward(self, v: torch.Tensor) -> torch.Tensor:
         config = self.m.config
         turn = ops.rotation(config.neurons_per_head, 0, v.shape[1], like=v)
-        for _ in range(config.n_layer):
-            v, _ = self.m._layer(v, None, turn, lambda _name, tensor: tensor, False, False)
+        for level in range(config.n_layer):
+            v = self.m._layer(level, v, turn, Carried(), lambda _name, tensor: tensor)
         return v
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bdh import BDH, BDHConfig, ops
 from bdh.mechanisms import k_winners
 from bdh.ops import reference, tiled
+from bdh.parts import Carried
 from tolerances import CONTROL, SAME, error
 
 EXACT = SAME[torch.float64]
@@ -49,8 +50,8 @@ class Composed(torch.nn.Module):
     def forward(self, v: torch.Tensor) -> torch.Tensor:
         turn = ops.rotation(self.m.config.neurons_per_head, 0, v.shape[1], like=v)
         with patch.object(ops, "attention_read", reference.quadratic_attention):
-            for _ in range(self.m.config.n_layer):
-                v, _ = self.m._layer(v, None, turn, lambda _name, tensor: tensor, False, False)
+            for level in range(self.m.config.n_layer):
+                v = self.m._layer(level, v, turn, Carried(), lambda _name, tensor: tensor)
         return v
 
     def __call__(self, v: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:

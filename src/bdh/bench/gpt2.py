@@ -67,17 +67,21 @@ class GPT2:
         config: the BDH whose number of parameters and vocabulary it takes.
         most_tokens: of one training window or context.
         seed: of the weights.
+        positions: as released; more where `most_tokens` needs them. Fewer leave more parameters to the layers.
+        dropout: everywhere where GPT-2 has one.
 
     Raises:
         Declined: transformers is not installed, or no shape fits.
     """
 
-    def __init__(self, config: BDHConfig, most_tokens: int, seed: int) -> None:
+    def __init__(
+        self, config: BDHConfig, most_tokens: int, seed: int, *, positions: int = WINDOW, dropout: float = 0.0
+    ) -> None:
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError:
             raise Declined('skipped: pip install "bdh[bench]" for transformers') from None
-        self.window = max(WINDOW, most_tokens)
+        self.window = max(positions, most_tokens)
         try:
             layers, width = shape_of(config.n_parameters, config.vocab_size, self.window)
         except ValueError as error:
@@ -89,9 +93,9 @@ class GPT2:
             n_embd=width,
             n_layer=layers,
             n_head=heads,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-            attn_pdrop=0.0,
+            embd_pdrop=dropout,
+            resid_pdrop=dropout,
+            attn_pdrop=dropout,
             bos_token_id=None,
             eos_token_id=None,
         )

@@ -151,7 +151,8 @@ void expand_and_rotate(const Firing& f, const float* cosine, const float* sine, 
     }
 }
 
-// dots of one row with the rows of the given tokens
+// dots of one row with the rows of the given tokens; the last few go the same way as the others, so that how many come
+// after a token does not change its rounding
 template <int NV, typename Token>
 inline void dots(const float* row, const float* matrix, int64_t D, int64_t count, Token token, float* out) {
     int64_t e = 0;
@@ -160,7 +161,12 @@ inline void dots(const float* row, const float* matrix, int64_t D, int64_t count
         for (int k = 0; k < 4; ++k) rows[k] = matrix + token(e + k) * D;
         dot4<NV>(row, rows, D, out + e);
     }
-    for (; e < count; ++e) out[e] = dot<NV>(row, matrix + token(e) * D, D);
+    if (e == count) return;
+    const float* rows[4];
+    float last[4];
+    for (int k = 0; k < 4; ++k) rows[k] = matrix + token(std::min(e + k, count - 1)) * D;
+    dot4<NV>(row, rows, D, last);
+    for (int k = 0; e < count; ++e, ++k) out[e] = last[k];
 }
 
 // a row of the gate's input is used by many neurons: keep a block of tokens in the first-level cache meanwhile

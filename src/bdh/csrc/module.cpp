@@ -154,11 +154,49 @@ bdh::Type type_of(nb::dlpack::dtype type) {
     throw std::invalid_argument("expected float32, bfloat16 or int8");
 }
 
+// L states (B, H, K), one value per neuron
+template <typename T>
+using PerNeuron = std::vector<Array<T, 3>>;
+
+template <typename T>
+std::vector<T*> per_neuron(const PerNeuron<T>& states, int64_t L, int64_t B, int64_t H, int64_t K) {
+    require(static_cast<int64_t>(states.size()) == L, "a state per level");
+    std::vector<T*> found;
+    for (const auto& state : states) {
+        require(static_cast<int64_t>(state.shape(0)) == B && static_cast<int64_t>(state.shape(1)) == H &&
+                    static_cast<int64_t>(state.shape(2)) == K,
+                "states of neurons (B, H, K)");
+        found.push_back(state.data());
+    }
+    return found;
+}
+
+// Spiking neurons of a step, as Python holds them.
+struct Spikes {
+    PerNeuron<float> membrane;
+    PerNeuron<int8_t> waiting;
+    PerNeuron<float> trace;
+    ConstVector decay, gain;
+    ConstMatrix threshold;
+    float rest, reset_to, trace_decay;
+    std::string reset;
+    int32_t refractory;
+    bool graded;
+};
+
+// The fading memory of a step, as Python holds it.
+struct Fades {
+    std::vector<Rho> rows;
+    PerNeuron<int32_t> at;
+    ConstVector strength, rate;
+    int64_t position;
+};
+
 void step(Rows encoder, Rows encoder_v, Rows decoder, Array<const float, 3> scales, ConstVector cosine, ConstVector sine,
-          const std::vector<Rho>& rho, Matrix v, int threads) {
-    const int64_t B = v.shape(0), H = encoder.shape(0), K = encoder.shape(1), D = v.shape(1);
-    bdh::Step s = {B, static_cast<int64_t>(rho.size()), H, K, D, type_of(encoder.dtype()), {}, {}, {},
-                   bdh::Type::float32, nullptr, cosine.data(), sine.data(), v.data()};
+          const std::vector<Rho>& rho, Matrix v, int threads, const Spikes* spikes, const Fades* fades) {
+    const int64_t B = v.shape(0), H = encoder.shape(0), K = encoder.shape(1), D = v.shape(1), L = rho.size();
+    bdh::Step s = {B, L, H, K, D, type_of(encoder.dtype()), {}, {}, {},
+                   bdh::Type::float32, nullptr, cosine.data(), sine.data(), v.data(), {}, {}};
     const Rows* rows[] = {&encoder, &encoder_v, &decoder};
     bdh::Map* maps[] = {&s.encoder, &s.encoder_v, &s.decoder};
     const bool scaled = s.weights == bdh::Type::int8;
@@ -177,6 +215,32 @@ void step(Rows encoder, Rows encoder_v, Rows decoder, Array<const float, 3> scal
         states.push_back(state.data());
     }
     s.rho = states.data();
+    std::vector<float*> membrane, trace;
+    std::vector<int8_t*> waiting;
+    if (spikes) {
+        membrane = per_neuron(spikes->membrane, L, B, H, K), trace = per_neuron(spikes->trace, L, B, H, K);
+        waiting = per_neuron(spikes->waiting, L, B, H, K);
+        require(spikes->threshold.shape(0) == rho.size() && columns(spikes->threshold) == H &&
+                    spikes->decay.shape(0) == encoder.shape(0) && spikes->gain.shape(0) == encoder.shape(0),
+                "threshold (L, H), decay and gain (H)");
+        s.spiking = {membrane.data(), waiting.data(), trace.data(), spikes->decay.data(), spikes->gain.data(),
+                     spikes->threshold.data(), spikes->rest, spikes->reset_to, spikes->trace_decay,
+                     bdh::reset_named(spikes->reset), spikes->refractory, spikes->graded};
+    }
+    std::vector<void*> fading;
+    std::vector<int32_t*> at;
+    if (fades) {
+        at = per_neuron(fades->at, L, B, H, K);
+        require(fades->rows.size() == rho.size() && fades->strength.shape(0) == encoder.shape(0) &&
+                    fades->rate.shape(0) == encoder.shape(0),
+                "a fading memory per level, strength and rate (H)");
+        for (const Rho& state : fades->rows) {
+            for (size_t d = 0; d < 4; ++d) require(state.shape(d) == rho[0].shape(d), "fading memory (B, H, K, D)");
+            require(state.dtype() == rho[0].dtype(), "fading memory stored as rho");
+            fading.push_back(state.data());
+        }
+        s.fading = {fading.data(), at.data(), fades->strength.data(), fades->rate.data(), fades->position};
+    }
     require(K % 2 == 0 && static_cast<int64_t>(cosine.shape(0)) == K / 2 && sine.shape(0) == cosine.shape(0) &&
                 encoder.shape(2) == v.shape(1) && s.stored != bdh::Type::int8,
             "cosine and sine (K/2), v (B, D), states of float32 or bfloat16");
@@ -209,6 +273,21 @@ NB_MODULE(_native, m) {
     m.def("drive_gradient", &drive_gradient, "start"_a, "token"_a, "x"_a, "d_x"_a, "d_tile"_a, "cosine"_a, "sine"_a,
           "threads"_a);
     bind_scans(m);
+    nb::class_<Spikes>(m, "Spikes")
+        .def("__init__",
+             [](Spikes* self, PerNeuron<float> membrane, PerNeuron<int8_t> waiting, PerNeuron<float> trace,
+                ConstVector decay, ConstVector gain, ConstMatrix threshold, float rest, float reset_to,
+                float trace_decay, const std::string& reset, int32_t refractory, bool graded) {
+                 new (self) Spikes{membrane, waiting, trace, decay, gain, threshold, rest, reset_to, trace_decay, reset,
+                                   refractory, graded};
+             },
+             "membrane"_a, "waiting"_a, "trace"_a, "decay"_a, "gain"_a, "threshold"_a, "rest"_a, "reset_to"_a,
+             "trace_decay"_a, "reset"_a, "refractory"_a, "graded"_a);
+    nb::class_<Fades>(m, "Fades")
+        .def("__init__",
+             [](Fades* self, std::vector<Rho> rows, PerNeuron<int32_t> at, ConstVector strength, ConstVector rate,
+                int64_t position) { new (self) Fades{rows, at, strength, rate, position}; },
+             "rows"_a, "at"_a, "strength"_a, "rate"_a, "position"_a);
     m.def("step", &step, "encoder"_a, "encoder_v"_a, "decoder"_a, "scales"_a, "cosine"_a, "sine"_a, "rho"_a, "v"_a,
-          "threads"_a);
+          "threads"_a, "spikes"_a.none() = nb::none(), "fades"_a.none() = nb::none());
 }

@@ -49,10 +49,7 @@ struct Constants {
         n.heads = H, n.decay = decay.data(), n.gain = gain.data();
         n.threshold = threshold.data(), n.spread = spread.data();
         n.rest = rest, n.reset_to = reset_to, n.refractory = refractory, n.detach = detach, n.beta = beta;
-        if (reset == "none") n.reset = bdh::Reset::none;
-        else if (reset == "soft") n.reset = bdh::Reset::soft;
-        else if (reset == "hard") n.reset = bdh::Reset::hard;
-        else require(false, "reset none, soft or hard");
+        n.reset = bdh::reset_named(reset);
         if (surrogate == "fast_sigmoid") n.surrogate = bdh::Surrogate::fast_sigmoid;
         else if (surrogate == "arctan") n.surrogate = bdh::Surrogate::arctan;
         else if (surrogate == "triangular") n.surrogate = bdh::Surrogate::triangular;

@@ -191,6 +191,34 @@ inline void read_and_write(const Term<T>* terms, int64_t count, const Term<T>* n
         }
 }
 
+// A row that is read by one factor, kept by another, and written to by a third.
+template <typename T>
+struct FadingTerm {
+    T* row;
+    float read, keep, write;
+};
+
+// read += the sum of read_e row_e, then row_e = keep_e row_e + write_e v
+template <typename T>
+inline void read_and_fade(const FadingTerm<T>* terms, int64_t count, int64_t D, const float* v, float* read) {
+    const int64_t n = D / W * W;
+    for (int64_t e = 0; e < count; ++e) {
+        const vec by_read = splat(terms[e].read), by_keep = splat(terms[e].keep), by_write = splat(terms[e].write);
+        T* row = terms[e].row;
+        for (int64_t d = 0; d < n; d += W) {
+            const vec before = load(row + d);
+            store(read + d, load(read + d) + by_read * before);
+            const vec after = by_keep * before + by_write * load(v + d);
+            store<1>(row + d, &after);
+        }
+        for (int64_t d = n; d < D; ++d) {
+            const float before = widen(row[d]);
+            read[d] += terms[e].read * before;
+            put(row + d, terms[e].keep * before + terms[e].write * v[d]);
+        }
+    }
+}
+
 }  // namespace
 }  // namespace BDH_ISA
 }  // namespace bdh

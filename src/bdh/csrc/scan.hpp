@@ -5,10 +5,20 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 namespace bdh {
 
 enum class Reset { none, soft, hard };
+
+inline Reset reset_named(const std::string& name) {
+    if (name == "none") return Reset::none;
+    if (name == "soft") return Reset::soft;
+    if (name == "hard") return Reset::hard;
+    throw std::invalid_argument("expected reset none, soft or hard");
+}
+
 enum class Surrogate { fast_sigmoid, arctan, triangular };
 
 struct Neurons {

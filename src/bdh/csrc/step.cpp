@@ -68,7 +68,9 @@ class Worker {
     }
 
     // fire, turn, read and write the state at firing pairs; the state is written one item later, when it is near
-    void fire(Stored* rho) {
+    void fire(int64_t level) {
+        level_ = level;
+        Stored* rho = static_cast<Stored*>(c.s.rho[level]);
         std::memset(read_, 0, c.B * c.H * c.D * sizeof(float));
         firing_.clear();
         Batch<Stored> batches[2];
@@ -111,16 +113,51 @@ class Worker {
         turned.count = 0, turned.sequence = b, turned.head = h;
         for (int64_t k = 0; k < size; ++k) {
             const float drive = c.encoder.unit(n + k) * x[k];
-            x[k] = drive <= 0 ? 0 : drive;
+            x[k] = c.s.spiking.membrane ? spike(b, h, start + k, drive) : drive <= 0 ? 0 : drive;
             if (x[k] != 0) firing_.push_back({n + k, x[k]});
         }
         for (int64_t k = 0; k < size; k += 2) {
             if (x[k] == 0 && x[k + 1] == 0) continue;
             const float cosine = c.s.cosine[(start + k) / 2], sine = c.s.sine[(start + k) / 2];
             Stored* row = rho + (b * c.H * c.K + n + k) * c.D;
-            turned.add(row, x[k] * cosine - x[k + 1] * sine);
-            turned.add(row + c.D, x[k + 1] * cosine + x[k] * sine);
+            const float q[] = {x[k] * cosine - x[k + 1] * sine, x[k + 1] * cosine + x[k] * sine};
+            turned.add(row, q[0]);
+            turned.add(row + c.D, q[1]);
+            if (c.s.fading.rows) fade(b, h, start + k, q);
         }
+    }
+
+    // charge, fire and reset one neuron
+    float spike(int64_t b, int64_t h, int64_t k, float drive) {
+        const Spiking& n = c.s.spiking;
+        const int64_t at = (b * c.H + h) * c.K + k;
+        float& membrane = n.membrane[level_][at];
+        int8_t& left = n.waiting[level_][at];
+        const float threshold = n.threshold[level_ * c.H + h];
+        const float charge = n.decay[h] * membrane + n.gain[h] * (n.rest + drive);
+        if (charge != charge) return membrane = charge;  // what is not a number must be seen
+        const bool closed = left > 0, fires = !closed && charge >= threshold;
+        left = fires ? n.refractory : closed ? left - 1 : 0;
+        membrane = charge;
+        if (n.reset == Reset::soft && fires) membrane -= threshold - n.reset_to;
+        if (closed || (n.reset == Reset::hard && fires)) membrane = n.reset_to;
+        n.trace[level_][at] = n.trace_decay * n.trace[level_][at] + (fires ? 1.0f : 0.0f);
+        if (!fires) return 0;
+        return !n.graded ? 1 : drive <= 0 ? 0 : drive;
+    }
+
+    // read and write the fading memory of a pair of neurons
+    void fade(int64_t b, int64_t h, int64_t k, const float* q) {
+        const Fading& f = c.s.fading;
+        const int64_t n = (b * c.H + h) * c.K + k;
+        FadingTerm<Stored> terms[2];
+        for (int64_t i = 0; i < 2; ++i) {
+            int32_t& at = f.at[level_][n + i];
+            const float keep = std::exp(-f.rate[h] * static_cast<float>(f.position + 1 - at));
+            terms[i] = {static_cast<Stored*>(f.rows[level_]) + (n + i) * c.D, f.strength[h] * keep * q[i], keep, q[i]};
+            at = static_cast<int32_t>(f.position + 1);
+        }
+        read_and_fade(terms, 2, c.D, c.s.v + b * c.D, read_ + (b * c.H + h) * c.D);
     }
 
     void update(const Batch<Stored>& now, const Batch<Stored>& next) {
@@ -156,6 +193,7 @@ class Worker {
 
     Shared<Weight>& c;
     const int64_t first_, items_;
+    int64_t level_ = 0;
     float *const read_, *const write_;
     std::vector<Fires> firing_;  // item by item
     std::vector<int64_t> ends_;  // of the items in it
@@ -179,7 +217,7 @@ void step_of(const Step& s, int threads) {
         const int64_t team = omp_get_num_threads();
         Worker<Weight, Stored> worker(c, omp_get_thread_num(), team);
         for (int64_t level = 0; level < s.levels; ++level) {
-            worker.fire(static_cast<Stored*>(s.rho[level]));
+            worker.fire(level);
 #pragma omp barrier
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < c.B * c.H; ++row) {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "scan.hpp"
+
 namespace bdh {
 
 enum class Type { float32, bfloat16, int8 };
@@ -15,6 +17,29 @@ struct Map {
     const float* scale;
 };
 
+// Leaky integrate-and-fire neurons in place of the ReLU (scan.hpp has their equations); without membranes there are none.
+struct Spiking {
+    float* const* membrane;    // L states (B, H, K), as the next two: read, then written
+    int8_t* const* waiting;    // silent tokens that are left
+    float* const* trace;
+    const float *decay, *gain;  // (H)
+    const float* threshold;     // (L, H)
+    float rest, reset_to, trace_decay;
+    Reset reset;
+    int32_t refractory;
+    bool graded;
+};
+
+// A second memory that fades, E' = lam E + q v, and is read as c lam q E; without rows there is none. To fade all of it
+// at every token would take longer than all else, so a row fades when its neuron fires: it stands as it was after
+// `at` tokens, and is exp(-rate (position - at)) of that now.
+struct Fading {
+    void* const* rows;    // L states (B, H, K, D), stored as rho
+    int32_t* const* at;   // L (B, H, K)
+    const float *strength, *rate;  // (H)
+    int64_t position;     // tokens read before this one
+};
+
 struct Step {
     int64_t sequences, levels, heads, neurons, width;  // B, L, H, K, D
     Type weights;                                      // of the maps
@@ -23,6 +48,8 @@ struct Step {
     void* const* rho;       // L states (B, H, K, D): read, then written, at firing pairs only
     const float *cosine, *sine;  // (K/2) phases of the position
     float* v;               // (B, D), replaced
+    Spiking spiking;
+    Fading fading;
 };
 
 }  // namespace bdh

@@ -26,24 +26,7 @@ inline void transpose(vec* r) {
     if constexpr (STEP > 1) transpose<STEP / 2>(r);
 }
 
-// NV vectors of a row of width D = NV * W, known at compile time; NV = 0 is any width
-template <int NV>
-inline float dot(const float* a, const float* b, int64_t D) {
-    const int64_t n = NV ? NV : D / W;
-    vec s0{}, s1{};
-    int64_t i = 0;
-    for (; i + 1 < n; i += 2) {
-        s0 += load(a + i * W) * load(b + i * W);
-        s1 += load(a + (i + 1) * W) * load(b + (i + 1) * W);
-    }
-    if (i < n) s0 += load(a + i * W) * load(b + i * W);
-    float total = sum(s0 + s1);
-    if (!NV)
-        for (int64_t d = n * W; d < D; ++d) total += a[d] * b[d];
-    return total;
-}
-
-// four dots with one row: the row is loaded once
+// four dots with one row, which is loaded once; rows have NV vectors, known at compile time, and NV = 0 is any width
 template <int NV>
 inline void dot4(const float* a, const float* const* b, int64_t D, float* out) {
     const int64_t n = NV ? NV : D / W;

@@ -203,6 +203,16 @@ class KernelSTDP(STDPAttention[KernelState]):
         c, rate = self._learned(self.strength.dtype)
         return 1 / rate, 1 / rate, c, torch.zeros_like(c)
 
+    def rate(self) -> Tensor:
+        """Return 1 / tau, (H,)."""
+        return F.softplus(self.raw_rate)
+
+    def faded(self, E: Tensor, steps: Tensor) -> Tensor:
+        """Return what is left of a fading memory (B, H, K, D) whose rows are so many tokens late (B, H, K)."""
+        if steps.device.type == "cpu" and not steps.any():  # elsewhere looking would take longer than the product
+            return E
+        return E * torch.exp(-self.rate().to(E.dtype)[:, None] * steps)[..., None]
+
     def _learned(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.strength.to(dtype), F.softplus(self.raw_rate.to(dtype))
 

@@ -17,15 +17,18 @@ from torch import Tensor
 from bdh.config import LevelsBackend
 from bdh.ops import lif, native, native_levels, parallel, reference, tiled
 from bdh.ops.leaky import leaky_integrate
-from bdh.ops.native import Precision, StepWeights, step_weights
+from bdh.ops.lif import spiking_step
+from bdh.ops.native import FadingStep, Precision, SpikingStep, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
 from bdh.ops.rotary import frequencies, rotate, rotation
 from bdh.ops.surrogate import spike_function
 
 __all__ = [
+    "FadingStep",
     "LevelsBackend",
     "LevelsPath",
     "Precision",
+    "SpikingStep",
     "StepWeights",
     "attention_read",
     "frequencies",
@@ -38,6 +41,7 @@ __all__ = [
     "rotate",
     "rotation",
     "spike_function",
+    "spiking_step",
     "step_backend",
     "step_levels",
     "step_weights",

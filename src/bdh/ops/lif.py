@@ -6,6 +6,7 @@ Shapes: B batch, H heads, T tokens, K neurons per head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,6 +47,21 @@ class Neurons:
     def like(self, wide: Tensor) -> _Constants:
         decay, gain = decays(self.tau, wide)
         return _Constants(decay, gain, self.threshold.to(wide), self.spread.to(wide))
+
+
+def spiking_step(neurons: Sequence[Neurons], tau_trace: float, output: str) -> native.SpikingStep:
+    """Return neurons, whose levels differ in their thresholds alone, for the kernels' step of one token.
+
+    Args:
+        neurons: of each level, with a threshold per head.
+        tau_trace: time constant of the trace of their spikes, in tokens.
+        output: "graded" or "binary".
+    """
+    n = neurons[0]
+    threshold = torch.stack([level.threshold[:, 0].float() for level in neurons])  # (L, H)
+    decay, gain = (t[:, 0].expand(threshold.shape[1]).contiguous() for t in decays(n.tau, threshold))
+    kept, graded = math.exp(-1 / tau_trace), output == "graded"
+    return native.SpikingStep(decay, gain, threshold, n.v_rest, n.v_reset, kept, n.reset, n.refractory, graded)
 
 
 class _Constants(NamedTuple):

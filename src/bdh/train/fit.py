@@ -130,6 +130,12 @@ class Training:
 
     def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
         corpus.require(config.block_size)
+        critical = model.config.criticality
+        if critical.on and config.block_size <= critical.steps:
+            raise ValueError(
+                f"block_size={config.block_size}: expected more than criticality.steps={critical.steps}, over which the "
+                "branching ratio is estimated; raise one or lower the other"
+            )
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.model, self.corpus, self.config, self.run, self.reporter = model, corpus, config, run, reporter
