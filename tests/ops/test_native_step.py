@@ -356,7 +356,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match="'bfloat16' needs the native kernels: the kernels take float32"):
             leaning().double().stream(torch.tensor([[1]]), 3, precision="bfloat16")
         config = BDHConfig(n_layer=1, n_embd=16, n_head=1, mlp_internal_dim_multiplier=4, sparsity=0.5)
-        with pytest.raises(ValueError, match="'int8' needs the native kernels: in decoding the kernels know no sparsity"):
+        with pytest.raises(
+            ValueError, match="'int8' needs the native kernels: in decoding the kernels know no sparsity"
+        ):
             BDH(config).stream(torch.tensor([[1]]), 3, precision="int8")
         with ops.using("composed"), pytest.raises(ValueError, match="backend 'composed' is in use"):
             leaning().stream(torch.tensor([[1]]), 3, precision="int8")

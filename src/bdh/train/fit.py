@@ -133,8 +133,8 @@ class Training:
         critical = model.config.criticality
         if critical.on and config.block_size <= critical.steps:
             raise ValueError(
-                f"block_size={config.block_size}: expected more than criticality.steps={critical.steps}, over which the "
-                "branching ratio is estimated; raise one or lower the other"
+                f"block_size={config.block_size}: expected more than criticality.steps={critical.steps} tokens, over "
+                "which the branching ratio is estimated; raise one or lower the other"
             )
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
