@@ -4,10 +4,11 @@ from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
 from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
+from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
 from bdh.lens.panels import spike_raster_plot
 from bdh.lens.raster import SpikeRaster, spike_raster
-from bdh.lens.record import SIGNALS, Trace, names_of, record
+from bdh.lens.record import SIGNALS, Trace, record
 from bdh.lens.report import write_report
 from bdh.lens.svg import Picture
 from bdh.lens.terminal import print_inspection
