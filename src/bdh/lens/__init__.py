@@ -1,8 +1,10 @@
-"""Look into a model: record its tensors, measure its density, find which neurons fire, write it down."""
+"""Look into a model: record and change its tensors, measure its density, find which neurons fire, write it down."""
 
 from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
+from bdh.lens.intervene import intervene
+from bdh.lens.interventions import Ablate, Clamp, Intervention, Patch, Scale
 from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
@@ -10,15 +12,23 @@ from bdh.lens.panels import spike_raster_plot
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.record import SIGNALS, Trace, record
 from bdh.lens.report import write_report
+from bdh.lens.surgery import EraseTokens, ScaleSynapse
 from bdh.lens.svg import Picture
 from bdh.lens.terminal import print_inspection
 
 __all__ = [
     "SIGNALS",
+    "Ablate",
+    "Clamp",
+    "EraseTokens",
     "Inspection",
+    "Intervention",
     "Mechanisms",
     "NeuronStatistics",
+    "Patch",
     "Picture",
+    "Scale",
+    "ScaleSynapse",
     "SpikeRaster",
     "Trace",
     "density",
@@ -26,6 +36,7 @@ __all__ = [
     "init_density",
     "inspect_mechanisms",
     "inspect_text",
+    "intervene",
     "names_of",
     "neuron_statistics",
     "print_inspection",
