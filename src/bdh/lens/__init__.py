@@ -12,8 +12,9 @@ from bdh.lens.panels import spike_raster_plot
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.record import SIGNALS, Trace, record
 from bdh.lens.report import write_report
-from bdh.lens.surgery import EraseTokens, ScaleSynapse
+from bdh.lens.surgery import EraseTokens, ScaleSynapse, erase_tokens
 from bdh.lens.svg import Picture
+from bdh.lens.synapses import Growth, Ledger, pair_strength, sigma, strongest_growth, write_ledger
 from bdh.lens.terminal import print_inspection
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "Ablate",
     "Clamp",
     "EraseTokens",
+    "Growth",
     "Inspection",
     "Intervention",
+    "Ledger",
     "Mechanisms",
     "NeuronStatistics",
     "Patch",
@@ -32,6 +35,7 @@ __all__ = [
     "SpikeRaster",
     "Trace",
     "density",
+    "erase_tokens",
     "firing",
     "init_density",
     "inspect_mechanisms",
@@ -39,10 +43,14 @@ __all__ = [
     "intervene",
     "names_of",
     "neuron_statistics",
+    "pair_strength",
     "print_inspection",
     "readable",
     "record",
+    "sigma",
     "spike_raster",
     "spike_raster_plot",
+    "strongest_growth",
+    "write_ledger",
     "write_report",
 ]

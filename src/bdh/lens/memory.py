@@ -47,28 +47,32 @@ def refuse_pairing(model: BDH, what: str) -> None:
         )
 
 
-def as_read(model: BDH, state: State, level: int) -> Tensor:
-    """Return the whole memory (B, H, K, D) that the next token reads, in the frame of position 0, STDP included."""
-    now = state.level(level)
-    rho, part = now["rho"], model.parts.stdp
-    wide = torch.promote_types(rho.dtype, torch.float32)
-    rho = rho.to(wide)
+def stored_rows(model: BDH, state: State, level: int, neurons: Tensor) -> Tensor:
+    """Return rows (B, n, D) of the memory that the next token reads, STDP included, in the frame of position 0."""
+    K = model.config.neurons_per_head
+    at = slice(None), neurons // K, neurons % K
+    now, part = state.level(level), model.parts.stdp
+    rows = now["rho"][at]
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    rows = rows.to(wide)
     if isinstance(part, KernelSTDP):
-        fading = part.faded(now["fading"].to(wide), state.position - now["fading_at"])
-        strength = part.strength.to(wide) * torch.exp(-part.rate().to(wide))
-        return rho + strength[:, None, None] * fading
+        strength, rate = part.strength.to(wide)[at[1]], part.rate().to(wide)[at[1]]  # (n,)
+        late = state.position - now["fading_at"][at]  # (B, n)
+        return rows + (strength * torch.exp(-rate * (late + 1)))[..., None] * now["fading"][at].to(wide)
     if isinstance(part, TraceSTDP):
-        return rho + part.strength.to(wide)[:, None, None] * now["paired"].to(wide)
-    return rho
+        return rows + part.strength.to(wide)[at[1], None] * now["paired"][at].to(wide)
+    return rows
 
 
 def rows_now(model: BDH, state: State, level: int, neurons: Tensor) -> Tensor:
     """Return the rows rho_t[j] (B, n, D) that the next token reads, for neurons j (n,)."""
     K = model.config.neurons_per_head
     turn = ops.rotation(K, state.position, 1, like=state.rho[level])[0]  # (K/2,)
-    heads, pairs, odd = _places(K, neurons)
-    both = as_read(model, state, level).unflatten(2, (-1, 2))[:, heads, pairs]  # (B, n, 2, D)
-    return torch.einsum("nr,bnrd->bnd", _axes(turn[pairs], odd).to(both.dtype), both)
+    first = neurons // 2 * 2
+    axes = _axes(turn[neurons % K // 2], neurons % 2 == 1)  # (n, 2)
+    even, odd = (stored_rows(model, state, level, first + n) for n in (0, 1))
+    axes = axes.to(even.dtype)
+    return axes[:, :1] * even + axes[:, 1:] * odd
 
 
 def rows_read(model: BDH, level: int, x: Tensor, value: Tensor, state: State | None, neurons: Sequence[int]) -> Tensor:
@@ -145,11 +149,6 @@ def _from_before(
     fading = part.faded(before["fading"].to(axis.dtype), late)[:, head, pair]
     steps = torch.arange(1, len(axis) + 1, device=axis.device)
     return row + strength * powers(rate[head, None], steps)[0, :, None] * (axis @ fading)
-
-
-def _places(K: int, neurons: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    k = neurons % K
-    return neurons // K, k // 2, k % 2 == 1
 
 
 def _axes(turn: Tensor, odd: Tensor) -> Tensor:

@@ -5,15 +5,17 @@ Shapes: B batch, T tokens, H heads, K neurons per head, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bdh import ops
 from bdh.lens.interventions import Intervention, Walk, check_finite, check_levels, inside, integers, is_at, levels
 from bdh.lens.memory import check_neurons, receivers, refuse_pairing, rows_read, spread
-from bdh.model import BDH
+from bdh.mechanisms import KernelSTDP
+from bdh.model import BDH, State, evaluating
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,79 @@ class ScaleSynapse(Intervention):
         drive = (passed @ receiver) / spread(walk.model, read)[..., 0]  # (B, T)
         changed[:, head, :, self.target % walk.model.config.neurons_per_head] += drive.to(tensor)
         return changed
+
+
+@torch.no_grad()
+def erase_tokens(
+    model: BDH,
+    idx: Tensor,
+    positions: Sequence[int],
+    state: State | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+) -> State:
+    """Read tokens, then take out of the state what some of them wrote: rho_T - sum over the erased of q_tau^T v_tau.
+
+    What the other tokens wrote stays as it was, though at deeper levels it depends on the erased ones: this is the
+    direct effect. `EraseTokens` has the whole effect, since there nobody ever sees them; at level 0, where what a token
+    writes depends on that token alone, both are the same.
+
+    Args:
+        model: the model; dropout is off.
+        idx: (B, T) token ids.
+        positions: of tokens in the text, all of them in `idx`.
+        state: what was read before; it is not changed.
+        layers: levels; None is all.
+
+    Returns:
+        The state after the tokens.
+
+    Raises:
+        ValueError: positions outside the tokens, levels that the model does not have, or STDP of the form "trace".
+
+    Examples:
+        >>> from bdh import BDHConfig
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> state = erase_tokens(model, torch.tensor([[5, 6]]), [0, 1])
+        >>> state.position, state.rho[0].abs().max().item() < 1e-6
+        (2, True)
+    """
+    refuse_pairing(model, "erase_tokens")
+    erased = EraseTokens(positions, layers)
+    erased.check(model)
+    walk = Walk(model, idx.shape[-1], state)
+    here, _ = inside(erased.positions, walk)
+    if len(here) < len(erased.positions):
+        last = walk.position + walk.tokens - 1
+        raise ValueError(f"positions: expected {walk.position}..{last}, got {list(erased.positions)}")
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        if name.endswith((".x_sparse", ".value")):
+            seen[name] = tensor[..., here, :]
+        return tensor
+
+    with evaluating(model):
+        _, after = model.advance(idx, state, tap=keep)
+    turn = ops.rotation(model.config.neurons_per_head, walk.position, walk.tokens, like=model.encoder)[here]
+    at = torch.tensor(here, device=idx.device) + walk.position
+    levels = [after.level(level) for level in range(model.config.n_layer)]
+    for level in range(model.config.n_layer):
+        if is_at(level, erased.layers):
+            x, value = seen[f"layers.{level}.x_sparse"], seen[f"layers.{level}.value"]
+            levels[level] |= _without(model, levels[level], ops.rotate(x, turn), value, at)
+    return State.of_levels(levels, after.position)
+
+
+def _without(model: BDH, now: Mapping[str, Tensor], q: Tensor, v: Tensor, at: Tensor) -> dict[str, Tensor]:
+    """The memories of a level less what tokens at these positions wrote, from their q (B, H, P, K) and v (B, P, D)."""
+    rho, part = now["rho"], model.parts.stdp
+    left: dict[str, Tensor] = {"rho": rho - (q.mT @ v[:, None]).to(rho)}
+    if isinstance(part, KernelSTDP):
+        rate = part.rate().to(q.dtype)[:, None, None]
+        late = now["fading_at"][:, :, None] - 1 - at[:, None]  # (B, H, P, K)
+        left["fading"] = now["fading"] - ((q * torch.exp(-rate * late)).mT @ v[:, None]).to(now["fading"])
+    return left
 
 
 def remember(walk: Walk, level: int, place: str, tensor: Tensor, asked: Iterable[Intervention]) -> None:
