@@ -111,6 +111,9 @@ class BDH(nn.Module):
         if not self.encoder.is_meta:  # there are no weights yet, they bring their own order
             self.parts.to(self.encoder.device).constrain([self.encoder, self.encoder_v], self.decoder)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "edits": ()}  # a copy is a model of its own: what acts on this one stays here
+
     @classmethod
     def from_seed(cls, config: BDHConfig, seed: int) -> BDH:
         """Return a model whose random weights depend on `seed` alone; the caller's random state is untouched."""

@@ -119,6 +119,15 @@ def test_nothing_stays_behind(kind: str) -> None:
     assert all(map(torch.equal, everything(model, idx), before))
 
 
+def test_a_copy_made_inside_is_a_model_of_its_own() -> None:
+    model, idx = lively(), ids(1, 6)
+    plain = model(idx)[0]
+    with intervene(model, [Ablate(firing(model, idx))]):
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(idx)[0], plain)
+        assert error(model(idx)[0], plain) > CONTROL
+
+
 def test_an_empty_list_changes_nothing_bit_for_bit() -> None:
     for dtype in (torch.float32, torch.float64):
         model, idx = lively(dtype=dtype), ids(2, 9)
@@ -406,6 +415,11 @@ def test_what_the_model_does_not_have_is_refused_at_once(change: Intervention, w
     assert model.edits == ()
 
 
+def test_a_single_intervention_goes_into_a_list() -> None:
+    with pytest.raises(ValueError, match="expected a list"), intervene(lively(), Ablate([1])):  # type: ignore[arg-type]
+        pytest.fail("the block was entered")
+
+
 def test_spikes_can_only_be_seen() -> None:
     model = lively("hatching")
     patch = Patch("layers.0.spikes", torch.ones(1, K))
@@ -413,8 +427,9 @@ def test_spikes_can_only_be_seen() -> None:
         pytest.fail("the block was entered")
 
 
-def test_a_memory_of_pairs_of_tokens_has_no_rows_to_scale() -> None:
-    with pytest.raises(ValueError, match="writes pairs"), intervene(stdp("trace"), [ScaleSynapse(None, 1, 0.0)]):
+@pytest.mark.parametrize("change", [ScaleSynapse(None, 1, 0.0), EraseTokens([1])])
+def test_a_memory_of_pairs_of_tokens_is_refused(change: Intervention) -> None:
+    with pytest.raises(ValueError, match="writes pairs"), intervene(stdp("trace"), [change]):
         pytest.fail("the block was entered")
 
 

@@ -71,6 +71,8 @@ class _Session:
     """The interventions of one `with`, and which of the tokens that they are about were read."""
 
     def __init__(self, interventions: Sequence[Intervention]) -> None:
+        if isinstance(interventions, Intervention):
+            raise ValueError(f"interventions: expected a list, got {interventions!r}; put it into [...]")
         self.interventions = tuple(interventions)
         for one in self.interventions:
             if not isinstance(one, Intervention):

@@ -32,7 +32,8 @@ class EraseTokens(Intervention):
         layers: levels; None is all.
 
     Raises:
-        ValueError: no position, or one that is no integer >= 0.
+        ValueError: no position, or one that is no integer >= 0; by `intervene` also levels that the model does not
+            have, or STDP of the form "trace".
 
     Examples:
         >>> EraseTokens([1, 2])
@@ -47,7 +48,8 @@ class EraseTokens(Intervention):
         object.__setattr__(self, "layers", levels("layers", self.layers))
 
     def check(self, model: BDH) -> None:
-        """Raise ValueError for levels that the model does not have."""
+        """Raise ValueError for levels that the model does not have, or a memory of pairs of tokens."""
+        refuse_pairing(model, "EraseTokens")  # there the key of a token also pairs with the values of later ones
         check_levels(model, self.layers)
 
     def asked_positions(self) -> Collection[int]:
@@ -182,7 +184,6 @@ def erase_tokens(
         >>> state.position, state.rho[0].abs().max().item() < 1e-6
         (2, True)
     """
-    refuse_pairing(model, "erase_tokens")
     erased = EraseTokens(positions, layers)
     erased.check(model)
     walk = Walk(model, idx.shape[-1], state)
