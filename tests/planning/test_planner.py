@@ -115,3 +115,22 @@ def test_the_peak_is_that_of_the_process(backend: str, tmp_path: Path) -> None:
     assert plan.peak_bytes == pytest.approx(measured, rel=0.15)
     bare = memory.PROCESS + 4 * plan.weight_bytes
     assert bare < 0.85 * measured  # the control: the passes are most of what is left
+
+
+def test_a_model_with_mechanisms_is_composed_and_says_what_is_not_counted() -> None:
+    config = preset("nano", variant="advanced")
+    found = planning.make(config, train_preset("nano", device="cpu"))
+    assert (found.path, found.kept, list(found.activation_bytes)) == ("composed", "composed", ["composed"])
+    assert found.n_parameters == sum(p.numel() for p in BDH(config).parameters())
+    assert "mechanisms" in found.left_out
+    plain = planning.make(preset("nano"), train_preset("nano", device="cpu"))
+    assert plain.left_out == ""
+    assert found.state_bytes > 2 * plain.state_bytes
+
+
+def test_what_is_sent_to_disk_is_counted_with_mechanisms(tmp_path: Path) -> None:
+    config = preset("nano", variant="hatching")
+    model = BDH(config)
+    _, state = model.advance(torch.tensor([[1, 2]]))
+    found = planning.make(config, train_preset("nano", device="cpu"))
+    assert found.state_bytes == pytest.approx(state.nbytes, rel=0.01)  # counters have one byte, not four

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,10 +10,16 @@ import torch
 
 from bdh import ops
 from bdh.config import BDHConfig, TrainConfig
+from bdh.model import BDH
 from bdh.planning import activations, memory, work
 from bdh.planning.activations import WIDE
 from bdh.planning.work import AT_RANDOM, TRAINED, Activity
 from bdh.train import pick_device, pick_dtype
+
+LEFT_OUT = (
+    "the mechanisms of the model keep tensors of their own and compute more than the plain pass counted here; "
+    "what is timed is the whole"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Plan:
     """Read in the whole training."""
     flop_per_token: dict[str, float]
     """Of training; a multiply-add counts as two. Dense, and by the native kernels with random and trained weights."""
+    left_out: str = ""
+    """What the figures do not count, in one line; empty if nothing."""
 
     @property
     def n_parameters(self) -> int:
@@ -93,10 +102,21 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
         "decoder": map_,
         "lm_head": vocabulary,
     }
+    if more := model.n_parameters - sum(parameters.values()):
+        parameters["mechanisms"] = more
     weights = WIDE * model.n_parameters
-    moments = 2 * weights + WIDE * len(parameters)
+    with torch.device("meta"):
+        hatchling = BDH(model)
+    moments = 2 * weights + WIDE * len(list(hatchling.parameters()))
     random, trained = AT_RANDOM.of(model), trained.of(model)
     kept = _kept(model, train, random, trained, e)
+    flop = {
+        "dense": work.training(model, train.block_size),
+        "native, random weights": work.native_training(model, train.block_size, random),
+        "native, trained": work.native_training(model, train.block_size, trained),
+    }
+    if not model.released:  # of the paths that are left, one
+        kept, flop = {"composed": kept["composed"]}, {"dense": flop["dense"]}
     again = activations.computed_again(model, train.batch_size, train.block_size, density=random.x)
     native = f"native, {'levels computed again' if again else 'random weights'}"
     return Plan(
@@ -105,7 +125,7 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
         gradient_bytes=weights,
         optimizer_bytes=moments,
         checkpoint_bytes=weights + moments,
-        state_bytes=WIDE * model.n_layer * map_,
+        state_bytes=WIDE * model.n_layer * sum(math.prod(shape) for shape in hatchling.parts.state_shapes(1).values()),
         path=path,
         activation_bytes=kept,
         kept=native if path == "native" else path,
@@ -113,11 +133,8 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
         memory_bytes=memory.of_device(device),
         tokens_per_pass=train.batch_size * train.block_size,
         tokens=train.max_steps * train.tokens_per_step,
-        flop_per_token={
-            "dense": work.training(model, train.block_size),
-            "native, random weights": work.native_training(model, train.block_size, random),
-            "native, trained": work.native_training(model, train.block_size, trained),
-        },
+        flop_per_token=flop,
+        left_out="" if model.released else LEFT_OUT,
     )
 
 
@@ -125,6 +142,8 @@ def path_of(model: BDHConfig, train: TrainConfig, device: torch.device, dtype: t
     """Return how `fit` computes a training pass."""
     if train.compile or train.backend == "reference":
         return "composed" if train.compile else "reference"
+    if not model.released:
+        return "composed"
     activities = model.activities(train.batch_size * train.block_size)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), ops.using(train.backend):
         return ops.levels_backend(torch.empty((), device=device), activities=activities)

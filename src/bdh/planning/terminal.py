@@ -23,6 +23,8 @@ def print_plan(plan: Plan, speeds: Mapping[str, Speed], console: Console) -> Non
     """
     for table in (_sizes(plan), _activations(plan), _peak(plan), _work(plan)):
         console.print(table)
+    if plan.left_out:
+        console.print(f"\nnot counted: {plan.left_out}", markup=False, soft_wrap=True)
     if not plan.fits:
         remedy = "lower --batch-size and raise --grad-acc-steps, lower --block-size, or choose --backend tiled"
         console.print(f"does not fit: {remedy}", markup=False, soft_wrap=True)
