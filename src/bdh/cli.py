@@ -25,6 +25,9 @@ from bdh import generate as generation
 from bdh.arguments import FLAT, PlanArgs, TrainArgs, plan_defaults, train_defaults
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import Corpus, load_corpus, spread
+from bdh.data import prepare as preparation
+from bdh.data.shards import read_manifest
+from bdh.data.terminal import showing
 from bdh.model import BDH
 from bdh.parsing import parse
 from bdh.train import NonFiniteError, Reporter, Run, fit
@@ -211,6 +214,32 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
+def prepare(
+    name: tyro.conf.Positional[str], settings: tyro.conf.OmitArgPrefixes[preparation.Settings], json: bool = False
+) -> int:
+    """Make a data set ready for training: tokens on disk, in shards that need no memory.
+
+    Args:
+        name: tinystories, alpaca, dolly, europarl, owner/name of a Hugging Face data set, or a txt, jsonl, csv or
+            parquet file or a directory of such files.
+        settings: how.
+        json: print the manifest as one JSON line; progress goes to stderr.
+    """
+    console = Console(stderr=json, highlight=False)
+    with showing(console) as told:
+        out = preparation.prepare(name, settings, told)
+    manifest, _ = read_manifest(out)
+    if json:
+        print(_json({"prepared": str(out), **manifest}))
+        return 0
+    for split, found in manifest["splits"].items():
+        text = f"{split:10} {found['documents']:,} documents, {found['text_bytes']:,} bytes, {found['tokens']:,} tokens"
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(f"licence: {manifest['source']['licence']}", markup=False, soft_wrap=True)
+    console.print(f"train on it with: bdh train --data {shlex.quote(str(out))}", markup=False, soft_wrap=True)
+    return 0
+
+
 def plan(args: Annotated[PlanArgs, FLAT]) -> int:
     """Say what a training will take before it is begun: parameters, memory, work, time."""
     console, errors = Console(highlight=False), Console(stderr=True)
@@ -292,6 +321,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
+    "prepare": prepare,
     "plan": plan,
     "bench": run_bench,
     "compare": run_compare,
