@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bdh.data import hub, shards, sources, subwords
+from bdh.data.corpora import PREPARED
 from bdh.data.documents import Context, Document, Template
 from bdh.data.download import CorpusError
 from bdh.data.shards import SPLITS, SplitWriter
@@ -103,7 +104,7 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
         context=settings.dolly_context,
         pair=settings.pair,
     )
-    out = settings.out_dir or Path("data") / source.name
+    out = settings.out_dir or PREPARED / source.name
     lasting = _lasting(name, settings)
     if out.exists() and not settings.rebuild_data:
         _check_same(out, lasting)

@@ -25,6 +25,8 @@ from bdh.files import sync
 MANIFEST = "manifest.json"
 FORMAT = 1
 SPLITS = ("train", "validation")
+COUNTS = ("tokens", "separators", "documents", "text_bytes")
+"""What is counted of a shard; the tokens are those of the text and the separators."""
 
 
 class TokenShards:
@@ -95,7 +97,7 @@ class SplitWriter:
         self.directory, self.split, self.dtype = directory, split, dtype
         self.separator = np.array([separator], dtype)
         self.shards: list[dict[str, Any]] = list(state["shards"]) if state else []
-        self.open: dict[str, int] = dict(state["open"]) if state else {"tokens": 0, "documents": 0, "text_bytes": 0}
+        self.open: dict[str, int] = dict(state["open"]) if state else dict.fromkeys(COUNTS, 0)
         self._begin()
 
     def _begin(self) -> None:
@@ -117,6 +119,7 @@ class SplitWriter:
         self.files[".bin"].write(before.tobytes() + told.tobytes() + said.tobytes())
         self.files[".idx"].write(np.array([start, start + len(told)], "<u8").tobytes())
         self.open["tokens"] = start + len(told) + len(said)
+        self.open["separators"] += len(before)
         self.open["documents"] += 1
         self.open["text_bytes"] += text_bytes
 
@@ -151,7 +154,7 @@ class SplitWriter:
             file.close()
 
     def total(self, what: str) -> int:
-        """Count "tokens", "documents" or "text_bytes" over all shards."""
+        """Count one of `COUNTS` over all shards."""
         return self.open[what] + sum(int(shard[what]) for shard in self.shards)
 
     @property
