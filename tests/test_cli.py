@@ -191,7 +191,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, generate, inspect, plan, bench, convert, doctor}"),
+    ("", "Expected one of {train, generate, inspect, plan, bench, compare, convert, doctor}"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
@@ -231,6 +231,17 @@ MISTAKES = [
     ("generate --model MODEL --state TEXT", "not a saved state"),
     ("inspect --model MODEL --data EMPTY", "EMPTY"),
     ("inspect --model MODEL --data TEXT --text=", "the text is empty"),
+    ("train --data TEXT --variant swan", "variant='swan': expected one of bdh, hatching, advanced"),
+    ("train --data TEXT --lif.tau 0", "lif.tau=0.0: expected a number > 0"),
+    ("train --data TEXT --lif.reset hard", "lif.reset='hard': expected lif to be on; set lif.tau (10 is usual)"),
+    ("train --data TEXT --lif.tau 10 --lif.rate 1.5", "lif.rate=1.5: expected a number > 0 and < 1"),
+    ("train --data TEXT --scale-free.gamma 1", "scale_free.gamma=1.0: expected a number > 1"),
+    ("train --data TEXT --dendrites.branches 0", "dendrites.branches=0: expected an integer >= 1"),
+    ("train --data TEXT --bcm.kappa 1 --bcm.tau 0.5", "bcm.tau=0.5: expected a number >= 1"),
+    ("train --data TEXT --lif.tua 10", "did you mean --lif.tau"),
+    ("train --data TEXT --lif.tau 10 --sparsity 0.9", "both decide who fires"),
+    ("train --data TEXT --rate-weight 1", "expected a model whose neurons spike"),
+    ("train --data TEXT --criticality.target 0.98 --block-size 16", "block_size=16: expected more than"),
     ("convert NOWHERE OUT", "no file at"),
     ("convert TEXT OUT", "nothing in it was run"),
 ]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from bdh import BDH, BDHConfig, TrainConfig, preset
 from bdh.config import PRESETS, TRAIN_PRESETS, train_preset
+from bdh.sections import LIF, SECTIONS, STDP, Branches, Dale, ScaleFreeWiring
 
 
 @pytest.mark.parametrize(("name", "count"), [("25m", 25_296_896), ("100m", 100_925_440)])
@@ -118,3 +120,52 @@ def test_every_size_has_training_settings() -> None:
     assert TRAIN_PRESETS.keys() == PRESETS.keys()
     for name in PRESETS:
         train_preset(name)
+
+
+def test_a_variant_presets_sections_and_each_can_be_set_alone() -> None:
+    hatching = preset("nano", variant="hatching")
+    assert {name for name in SECTIONS if getattr(hatching, name).on} == {"lif", "stdp", "dale", "scale_free"}
+    alone = preset("nano", lif=LIF(tau=5.0))
+    assert {name for name in SECTIONS if getattr(alone, name).on} == {"lif"}
+    without = preset("nano", variant="hatching", stdp=STDP())
+    assert {name for name in SECTIONS if getattr(without, name).on} == {"lif", "dale", "scale_free"}
+    advanced = preset("nano", variant="advanced")
+    assert {name for name in SECTIONS if getattr(advanced, name).on} == set(SECTIONS)
+    assert preset("nano").released
+    assert not any(config.released for config in (hatching, alone, without, advanced))
+    assert preset("nano", variant="hatching", lif=LIF(), stdp=STDP()).released  # masks and signs change weights alone
+
+
+@pytest.mark.parametrize("variant", ["bdh", "hatching", "advanced"])
+def test_sections_go_through_json(variant: str) -> None:
+    config = preset("nano", variant=variant, lif=LIF(tau=3.0, reset="hard"))
+    assert BDHConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_config_from_before_there_were_sections_is_the_released_model() -> None:
+    old = {"n_layer": 2, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 4, "variant": "bdh"}
+    assert BDHConfig.from_dict(old).released
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: LIF(tau=-1.0), "lif.tau=-1.0: expected a number > 0"),
+        (lambda: LIF(tau=float("nan")), "lif.tau=nan"),
+        (lambda: LIF(tau=10.0, rate=0.5, refractory=1), "lif.rate=0.5: expected a number > 0 and < 0.5"),
+        (lambda: LIF(tau=10.0, reset="softly"), "did you mean 'soft'?"),
+        (lambda: LIF(rate=0.2), "lif.rate=0.2: expected lif to be on; set lif.tau (10 is usual), or leave it away"),
+        (lambda: STDP(form="kernle"), "stdp.form='kernle': expected one of off, kernel, trace; did you mean 'kernel'?"),
+        (lambda: ScaleFreeWiring(gamma=1.0), "scale_free.gamma=1.0: expected a number > 1"),
+        (lambda: Branches(branches=0), "dendrites.branches=0: expected an integer >= 1"),
+        (lambda: preset("nano", lif=LIF(tau=1.0), sparsity=0.5), "both decide who fires"),
+        (lambda: preset("nano", scale_free=ScaleFreeWiring(gamma=2.0, k_min=999)), "at most n_embd=128"),
+        (lambda: preset("nano", dale=Dale(excitatory=0.0001)), "of both kinds"),
+        (lambda: preset("nano", lif=0.5), "lif=0.5: expected a LIF"),
+        (lambda: BDHConfig.from_dict({"lif": {"tua": 1.0}}), "unknown LIF field 'tua': did you mean 'tau'?"),
+    ],
+)
+def test_a_bad_section_says_what_was_expected(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert says in str(caught.value)

@@ -1,6 +1,7 @@
 """Rooms and what they may know of each other."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -118,6 +119,26 @@ assert torch.equal(before, torch.random.get_rng_state()) and threads == torch.ge
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_threads_are_set_up_before_torch_is_loaded() -> None:
+    code = """
+import os, sys
+import bdh, bdh.__main__
+assert "torch" not in sys.modules
+sys.argv = ["bdh", "--version"]
+try:
+    bdh.__main__.main()
+except SystemExit:
+    pass
+print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for given, expected in (({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=clean | given
+        )
+        assert done.stdout.splitlines()[-1] == f"{expected} True", done.stderr
 
 
 def public_things() -> list[tuple[str, object]]:

@@ -1,9 +1,16 @@
 """Baby Dragon Hatchling: a brain-inspired language model that can be looked into."""
 
-from bdh import lens
-from bdh.checkpoint import import_checkpoint, load, load_state, save, save_state
-from bdh.config import BDHConfig, TrainConfig, preset
-from bdh.model import BDH, State
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bdh import lens
+    from bdh.checkpoint import import_checkpoint, load, load_state, save, save_state
+    from bdh.config import BDHConfig, TrainConfig, preset
+    from bdh.model import BDH
+    from bdh.state import State
 
 __version__ = "0.1.0"
 
@@ -20,3 +27,24 @@ __all__ = [
     "save",
     "save_state",
 ]
+
+_HOMES = {
+    "checkpoint": ("import_checkpoint", "load", "load_state", "save", "save_state"),
+    "config": ("BDHConfig", "TrainConfig", "preset"),
+    "model": ("BDH",),
+    "state": ("State",),
+}
+
+
+# torch is loaded with the first name that is asked for, so that the command line can set up its threads before
+def __getattr__(name: str) -> object:
+    if name == "lens":
+        return importlib.import_module("bdh.lens")
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"bdh.{module}"), name)
+    raise AttributeError(f"module 'bdh' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,7 +27,7 @@ class Shape:
     model: Annotated[BDHConfig, FLAT] = field(default_factory=lambda: preset("nano"))
     train: Annotated[TrainConfig, FLAT] = field(default_factory=lambda: train_preset("nano"))
     model_size: str = "nano"
-    """Named size that the other defaults come from: nano, 2m, 25m or 100m."""
+    """Named size that the other defaults come from: nano, 1m, 2m, 25m or 100m."""
     dataset: str = "shakespeare"
     """Text to learn: shakespeare (the plays), tiny-shakespeare, or NAME after bdh prepare NAME."""
     data: Path | None = None

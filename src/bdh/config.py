@@ -175,8 +175,9 @@ class BDHConfig(Json):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # chosen by experiment for 2 CPU cores: docs/LOG.md
+    # the first two chosen by experiment for 2 CPU cores: docs/LOG.md
     "nano": {"n_layer": 3, "n_embd": 128, "n_head": 2, "mlp_internal_dim_multiplier": 8, "dropout": 0.0},
+    "1m": {"n_layer": 4, "n_embd": 192, "n_head": 2, "mlp_internal_dim_multiplier": 8},
     "2m": {"n_layer": 4, "n_embd": 128, "n_head": 4, "mlp_internal_dim_multiplier": 32},
     "25m": {"n_layer": 6, "n_embd": 256, "n_head": 4, "mlp_internal_dim_multiplier": 128},
     "100m": {"n_layer": 8, "n_embd": 512, "n_head": 8, "mlp_internal_dim_multiplier": 128},
@@ -187,7 +188,7 @@ def preset(name: str, **overrides: Any) -> BDHConfig:
     """Return the config of a named model size, with any field replaced.
 
     Args:
-        name: "nano", "25m" or "100m" (what `--model-size` names).
+        name: "nano", "1m", "2m", "25m" or "100m" (what `--model-size` names).
         **overrides: `BDHConfig` fields; a value of None keeps the preset's.
 
     Raises:
@@ -306,9 +307,10 @@ class TrainConfig(Json):
         return self.batch_size * self.grad_acc_steps * self.block_size
 
 
-# what a size is trained with unless told otherwise; nano by experiment (docs/LOG.md), the others after the paper
+# what a size is trained with unless told otherwise; the small ones by experiment (docs/LOG.md), the large after the paper
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     "nano": {},  # the defaults of TrainConfig
+    "1m": {"block_size": 256, "max_steps": 2500, "learning_rate": 3e-3},
     "2m": {"block_size": 256, "max_steps": 5000, "learning_rate": 2e-3, "warmup_steps": 200},
     "25m": {"block_size": 512, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 1000, "schedule": "linear"},
     "100m": {"block_size": 512, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 1000, "schedule": "linear"},

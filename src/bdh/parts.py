@@ -194,6 +194,15 @@ class Parts(nn.Module):
             shapes["mean"] = (B, D)
         return shapes
 
+    def silence(self, batch_size: int, position: int) -> dict[str, Tensor]:
+        """Return what a level carries `position` tokens after the beginning if nothing was written meanwhile."""
+        whole = {"refractory": torch.int8, "gate_refractory": torch.int8, "fading_at": torch.int32}
+        shapes = self.state_shapes(batch_size)
+        level = {name: torch.zeros(shape, dtype=whole.get(name, torch.float32)) for name, shape in shapes.items()}
+        if "fading_at" in level:
+            level["fading_at"] += position
+        return level
+
     def why_no_native_step(self) -> str | None:
         """Why the kernels have no step of one token for these mechanisms, if they have none."""
         c = self.config

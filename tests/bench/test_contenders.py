@@ -12,7 +12,8 @@ from bdh.bench.protocol import Contestant, Declined
 from bdh.ops import reference
 from tolerances import CONTROL, SAME, error
 
-OURS = [name for name in CONTENDERS if name != "gpt2"]
+VARIANTS = ["hatching", "advanced"]
+OURS = [name for name in CONTENDERS if name not in ("gpt2", *VARIANTS)]
 WINDOWS = torch.arange(2 * 25).view(2, 25).mul(37) % 256
 IDX, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:]
 
@@ -66,6 +67,18 @@ def test_far_along_the_same_tokens_give_the_same_answer(name: str, tiny: BDH) ->
     assert error(misplaced, near) > CONTROL
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_has_the_shape_of_the_model_and_reads_on(name: str, tiny: BDH) -> None:
+    contender, token = make(name, tiny), TARGETS[:, -1:]
+    model = contender.module
+    assert (model.config.variant, model.encoder.shape) == (name, tiny.encoder.shape)
+    expected = model.eval()(torch.cat([IDX, token], 1))[0][:, -1:]
+    assert error(contender.reader(IDX, None)(token), expected) < 1e-4
+    assert contender.reader(IDX, 100_000)(token).isfinite().all()
+    spikes = model.get_spikes(torch.randint(0, 256, (4, 100), generator=torch.Generator().manual_seed(7)))
+    assert all(0.05 < level.to_dense().mean() < 0.2 for level in spikes)
+
+
 def test_the_reference_is_the_quadratic_one(tiny: BDH, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     quadratic = reference.quadratic_attention
@@ -93,7 +106,7 @@ def test_kernels_decline_what_they_cannot_do(tiny: BDH, monkeypatch: pytest.Monk
 @pytest.mark.skipif(not ops.native.available(), reason=ops.native.why_not)
 def test_what_the_kernels_do_not_decode_is_not_composed_in_silence() -> None:
     model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, sparsity=0.5)).eval()
-    with pytest.raises(Declined, match="no k winners"):
+    with pytest.raises(Declined, match="know no sparsity"):
         make("native", model).reader(IDX, None)
     assert make("composed", model).reader(IDX, None)(TARGETS[:, -1:]).shape == (2, 1, 256)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +13,14 @@ from bdh import ops
 from bdh.bench.gpt2 import GPT2
 from bdh.bench.protocol import Contestant, Declined
 from bdh.bench.settings import Case
+from bdh.config import BDHConfig
 from bdh.generate import prefill, step, step_weights
 from bdh.model import BDH, State, evaluating
 from bdh.ops import native_levels
+from bdh.sections import SECTIONS
+
+CALIBRATION = 8, 128
+"""Random tokens that thresholds are calibrated on."""
 
 
 def read_until(model: BDH, idx: Tensor, position: int | None) -> State:
@@ -24,9 +30,9 @@ def read_until(model: BDH, idx: Tensor, position: int | None) -> State:
     """
     if position is None:
         return prefill(model, idx)[1]
-    c = model.config
-    empty = torch.zeros(idx.shape[0], c.n_head, c.neurons_per_head, c.n_embd)
-    return prefill(model, idx, State((empty,) * c.n_layer, position - idx.shape[1]))[1]
+    start = position - idx.shape[1]
+    silence = [model.parts.silence(idx.shape[0], start) for _ in range(model.config.n_layer)]
+    return prefill(model, idx, State.of_levels(silence, start))[1]
 
 
 class Hatchling:
@@ -116,6 +122,19 @@ class Lean(Hatchling):
             native_levels.memory_budget = before
 
 
+class Variant(Hatchling):
+    """Another member of the family in the same shape, with random weights and calibrated thresholds."""
+
+    def __init__(self, of: Maker, variant: Literal["hatching", "advanced"]) -> None:
+        c = of.model.config
+        shape = {f.name: getattr(c, f.name) for f in fields(c) if f.name not in SECTIONS}
+        model = BDH.from_seed(BDHConfig(**shape | {"variant": variant, "sparsity": None}), of.seed)
+        generator = torch.Generator().manual_seed(of.seed)
+        model.calibrate(torch.randint(0, c.vocab_size, CALIBRATION, generator=generator))
+        super().__init__(model, "auto")
+        self.about = f"random weights, {model.config.lif.rate:.0%} of the neurons spike"
+
+
 @dataclass(frozen=True)
 class Maker:
     """What a contender is made from."""
@@ -185,6 +204,16 @@ CONTENDERS: dict[str, Contender] = {
         "the recurrence as its equation says: a dense state in PyTorch",
         ("decode",),
         lambda of: Hatchling(of.model, "reference"),
+    ),
+    "hatching": Contender(
+        "the variant hatching: spiking neurons, STDP, Dale's law, scale-free wiring",
+        ("train", "prefill", "decode"),
+        lambda of: Variant(of, "hatching"),
+    ),
+    "advanced": Contender(
+        "the variant advanced: all mechanisms",
+        ("train", "prefill", "decode"),
+        lambda of: Variant(of, "advanced"),
     ),
     "gpt2": Contender(
         "GPT-2 of as many parameters (transformers), with its cache",

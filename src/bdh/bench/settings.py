@@ -87,7 +87,7 @@ class Settings:
     memory: of a training pass;
     loss: seconds of training to a validation loss."""
     model_size: tuple[str, ...] = ()
-    """nano, 25m or 100m, one or more; by default nano and 25m, and nano alone for length and loss."""
+    """nano, 1m, 2m, 25m or 100m, one or more; by default nano and 25m, and nano alone for length and loss."""
     density: str = "planted"
     """Which neurons fire: planted (x 20 %, gated 5 %, as in a trained model), init (random weights), or the directory
     of a trained model."""

@@ -37,7 +37,7 @@ class Settings:
     data: Path | None = None
     """A text file or a directory of text files to learn instead."""
     model_size: str = "nano"
-    """Named size of all variants: nano, 2m, 25m or 100m."""
+    """Named size of all variants: nano, 1m, 2m, 25m or 100m."""
     batch_size: int | None = None
     """Windows of one step; by default the model size's."""
     block_size: int | None = None

@@ -164,10 +164,10 @@ class ThresholdController(nn.Module):
 
     @torch.no_grad()
     def observe(self, spikes: Tensor) -> None:
-        """Count who fires in (B, H, T, K); positive entries are spikes. Does nothing in eval mode."""
+        """Count the spikes, 0 or 1, in (B, H, T, K). Does nothing in eval mode."""
         if self.training:
             seen = spikes.shape[0] * spikes.shape[2]
-            rates = self.pool((spikes > 0).to(self.fired.dtype).mean(dim=(0, 2)))
+            rates = self.pool(spikes.mean(dim=(0, 2), dtype=self.fired.dtype))
             # new tensors, not new values in old ones: a graph may still hold the old
             self.fired, self.tokens = self.fired + seen * rates, self.tokens + seen
 
