@@ -238,6 +238,8 @@ def prepare(
     for split, found in manifest["splits"].items():
         text = f"{split:10} {found['documents']:,} documents, {found['text_bytes']:,} bytes, {found['tokens']:,} tokens"
         console.print(text, markup=False, soft_wrap=True)
+    if not manifest["tokenizer"]["lossless"]:
+        print("bdh: warning: the tokenizer does not keep the text: bits per byte will be too low", file=sys.stderr)
     console.print(f"licence: {manifest['source']['licence']}", markup=False, soft_wrap=True)
     console.print(f"train on it with: bdh train --data {shlex.quote(str(out))}", markup=False, soft_wrap=True)
     return 0

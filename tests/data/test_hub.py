@@ -166,7 +166,7 @@ def test_failures_say_what_to_fetch_and_where_to_put_it(server: Server, monkeypa
         with pytest.raises(CorpusError, match=r"refused; (check the network|try again to go on), or fetch"):
             prepare.prepare(name)
     with pytest.raises(
-        CorpusError, match=r"no/body: expected \.jsonl, .* files in nowhere.no.body.resolve.main, found none"
+        CorpusError, match=r"no/body: expected \.txt, .* files in nowhere.no.body.resolve.main, found none"
     ):
         prepare.prepare("no/body", Settings(mirror=Path("nowhere")))
 

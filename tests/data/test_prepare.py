@@ -176,7 +176,7 @@ def finish(self):
     if count[0] == 4:
         os._exit(9)
 shards.SplitWriter.finish_shard = finish
-prepare.BATCH = 16
+prepare.BATCH = 16, 10**6
 prepare.prepare("stories.jsonl", prepare.Settings(out_dir=pathlib.Path("parts"), **{settings}))
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 9
@@ -224,6 +224,36 @@ def test_what_is_prepared_stays_unless_asked(stories: Path, tmp_path: Path) -> N
         with pytest.raises(CorpusError, match="choose another --out-dir"):
             prepare.prepare("stories.jsonl", Settings(out_dir=tmp_path / "thesis", rebuild_data=rebuild))
     assert (tmp_path / "thesis" / "thesis.txt").exists()
+
+
+def test_a_changed_file_is_not_taken_for_the_prepared_one(stories: Path) -> None:
+    prepare.prepare("stories.jsonl", Settings(validation_share=0.1))
+    stories.write_text(stories.read_text().replace("Story 7", "Story 8"))
+    with pytest.raises(CorpusError, match=r"stories.jsonl has changed since data.stories was prepared: add --rebuild"):
+        prepare.prepare("stories.jsonl", Settings(validation_share=0.1))
+
+
+def test_what_tells_about_data_is_no_data(tmp_path: Path) -> None:
+    jsonl(tmp_path / "corpus" / "stories.jsonl", [{"text": text} for text in TEXTS])
+    (tmp_path / "corpus" / "README.md").write_text("These are stories.")
+    (tmp_path / "corpus" / "info.json").write_text("{}")
+    assert sorted(all_texts(prepare.prepare("corpus", Settings(validation_share=0.1)))) == sorted(TEXTS)
+    (tmp_path / "novels").mkdir()
+    for number, name in enumerate(("b.txt", "a.md", "c.TXT")):
+        (tmp_path / "novels" / name).write_text(f"line {number}\n" * 5000)
+    out = prepare.prepare("novels", Settings(validation_share=0.4))
+    assert [file["name"] for file in manifest(out)["source"]["files"]] == ["a.md", "b.txt", "c.TXT"]
+
+
+@pytest.mark.parametrize(("package", "words"), [("pyarrow", ["a.parquet"]), ("tokenizers", ["a.jsonl", "bpe:300"])])
+def test_what_a_missing_package_is_needed_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, words: list[str]
+) -> None:
+    (tmp_path / "a.parquet").touch()
+    jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r'need.*: pip install "bdh\[data\]"'):
+        prepare.prepare(words[0], Settings(tokenizer=words[-1] if len(words) > 1 else "bytes"))
 
 
 def test_max_documents_zero_bytes_and_empty_texts(tmp_path: Path) -> None:
@@ -322,7 +352,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         "posts.jsonl": columns,
         "posts.parquet": columns,
         "broken.jsonl": "the row that ends at byte 22 is not JSON",
-        "list.json": "one JSON object per line, got a list",
+        "list.json": "one JSON object per line, found an array; convert it: jq",
         "broken.parquet": "cannot be read as parquet",
         "picture.png": "expected a file that ends in .txt, .md",
         "story.txt.gz": "expected a file that ends in .txt, .md",

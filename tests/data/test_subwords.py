@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
 
+from bdh.cli import main
 from bdh.data import SubwordTokenizer, read_tokenizer, shards, train_bpe
 from bdh.data.download import CorpusError
 from bdh.data.prepare import Settings, prepare
@@ -65,6 +66,25 @@ def test_preparing_with_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert counts["tokens"] < counts["text_bytes"] / 2
     train = np.fromfile(out / "train-00000.bin", "<u2")
     assert int((train == stored.separator).sum()) == counts["separators"] == counts["documents"]
+
+
+def test_a_tokenizer_that_loses_text_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    small = json.loads(TOKENIZER.definition())
+    small["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    told = []
+    for name, change in (("exact", "the"), ("small", "The")):
+        text = (tmp_path / "cats.jsonl").read_text().replace("the", change)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare", f"{name}.jsonl", "--tokenizer", "small.json", "--validation-share", "0.1"])
+        assert not stop.value.code
+        told.append("does not keep the text" in capsys.readouterr().err)
+    assert told == [False, True]
 
 
 def test_what_is_no_tokenizer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

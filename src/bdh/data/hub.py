@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bdh.data.download import CorpusError, cache_root, one_line
-from bdh.data.rows import SUFFIXES
+from bdh.data.rows import SUFFIXES, data_files
 from bdh.files import sync, write_text
 
 Told = Callable[[str, int, int | None], None]
@@ -74,13 +74,13 @@ class Hub:
         if names and all((self.folder / name).is_file() for name in names):
             return [Remote(name, None, self.folder / name) for name in names]
         folder = self.folder / config if config and (self.folder / config).is_dir() else self.folder
-        there = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES[2:] and path.is_file()]
+        there = data_files(folder)
         if not there:
-            what = ", ".join(names) or f"{', '.join(SUFFIXES[2:])} files"
+            what = ", ".join(names) or f"{', '.join(SUFFIXES)} files"
             raise CorpusError(
                 f"{self.repository}: expected {what} in {folder}, found none; fetch them from {self.page}"
             )
-        return [Remote(path.relative_to(self.folder).as_posix(), None, path) for path in sorted(there)]
+        return [Remote(path.relative_to(self.folder).as_posix(), None, path) for path in there]
 
     def _listed(self, config: str | None) -> list[Remote]:
         """Ask the hub for the parquet files it has of a data set; the answer is kept beside the files."""

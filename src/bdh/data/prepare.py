@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from bdh.files import sync, write_text
 VALIDATION_SHARE = 0.01
 LEARNED_FROM = 100_000_000
 """Bytes of training text that a BPE is trained on."""
-BATCH = 256
-"""Documents that are made into tokens at once."""
+BATCH = 256, 1 << 22
+"""Documents, and bytes of these, that are made into tokens at once."""
 STATE = "state.json"
 
 
@@ -107,7 +106,7 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
     out = settings.out_dir or PREPARED / source.name
     lasting = _lasting(name, settings)
     if out.exists() and not settings.rebuild_data:
-        _check_same(out, lasting)
+        _check_same(out, lasting, source)
         return out
     if out.exists() and not shards.is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
         raise CorpusError(f"{out} holds something else than prepared text: choose another --out-dir")
@@ -138,11 +137,20 @@ def _lasting(name: str, settings: Settings) -> dict[str, Any]:
     return {"name": name, **{key: value for key, value in asdict(settings).items() if key not in passing}}
 
 
-def _check_same(out: Path, lasting: dict[str, Any]) -> None:
+def _stamp(file: sources.File) -> tuple[int, int] | tuple[()]:
+    """What changes when a file does; nothing of a file that is yet to be fetched."""
+    if file.remote.url is not None or not file.remote.path.is_file():
+        return ()
+    found = file.remote.path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _check_same(out: Path, lasting: dict[str, Any], source: sources.Source) -> None:
     """Refuse to take what is there for what was asked for, unless it is that."""
     if not shards.is_prepared(out):
         raise CorpusError(f"{out} exists and holds no prepared text: choose another --out-dir")
-    before = shards.read_manifest(out)[0].get("settings", {})
+    manifest = shards.read_manifest(out)[0]
+    before = manifest.get("settings", {})
     changed = [
         f"{key}={before.get(key)!r}, not {value!r}" for key, value in lasting.items() if before.get(key) != value
     ]
@@ -150,6 +158,13 @@ def _check_same(out: Path, lasting: dict[str, Any]) -> None:
         raise CorpusError(
             f"{out} was prepared with {changed[0]}: add --rebuild-data to replace it, or choose another --out-dir"
         )
+    known = {file["name"]: file for file in manifest["source"]["files"]}
+    for file in source.files:
+        path, then = file.remote.path, known.get(file.remote.name)
+        if file.remote.url is None and then is not None:  # a file of the user's may have changed
+            if path.stat().st_size == then["bytes"] and shards.file_hash(path) == then["sha256"]:
+                continue
+            raise CorpusError(f"{path} has changed since {out} was prepared: add --rebuild-data to prepare it again")
 
 
 @contextlib.contextmanager
@@ -163,6 +178,19 @@ def _alone(work: Path) -> Iterator[None]:
         yield
 
 
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Take a few documents at a time, fewer of long ones."""
+    batch, size = list[Document](), 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.prompt) + len(document.text)
+        if len(batch) >= BATCH[0] or size >= BATCH[1]:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 class _Preparation:
     """The objects of one call."""
 
@@ -170,8 +198,16 @@ class _Preparation:
         self, source: sources.Source, settings: Settings, lasting: dict[str, Any], work: Path, told: hub.Told
     ) -> None:
         self.source, self.settings, self.work, self.told = source, settings, work, told
-        self.identity = {"settings": lasting, "files": [file.remote.name for file in source.files]}
-        self.state: dict[str, Any] = {"file": 0, "cursor": 0, "last": None, "documents": 0, "empty": 0, "zeros": 0}
+        self.identity = {"settings": lasting, "files": [[file.remote.name, *_stamp(file)] for file in source.files]}
+        self.state: dict[str, Any] = {
+            "file": 0,
+            "cursor": 0,
+            "last": None,
+            "documents": 0,
+            "empty": 0,
+            "zeros": 0,
+            "lossless": True,
+        }
         self.files: list[dict[str, Any]] = []
         self.pooled = settings.validation_share is not None or not any(file.split for file in source.files)
         self.share = settings.validation_share or VALIDATION_SHARE
@@ -213,6 +249,7 @@ class _Preparation:
                 "name": tokenizer.name,
                 "vocab_size": tokenizer.vocab_size,
                 "sha256": hashlib.sha256(definition.encode()).hexdigest() if definition else None,
+                "lossless": self.state["lossless"],
             },
             "dtype": dtype.str,
             "separator": tokenizer.separator,
@@ -278,7 +315,7 @@ class _Preparation:
             path = hub.fetch(file.remote, self.told)
             size = path.stat().st_size
             documents = self.source.reading.documents(path, self.state["cursor"])
-            while batch := list(islice(documents, BATCH)):
+            for batch in _batches(documents):
                 self._add(batch, file.split)
                 self.state["cursor"] = batch[-1].cursor
                 self.told(f"{file.remote.name}: {self.state['documents']:,} documents", self._bytes, None)
@@ -309,6 +346,8 @@ class _Preparation:
         prompts, texts = (
             self.tokenizer.encode_all([getattr(d, part) for d in documents]) for part in ("prompt", "text")
         )
+        if not self.state["documents"]:
+            self.state["lossless"] = all(map(self._comes_back, documents, texts))
         for document, prompt, text in zip(documents, prompts, texts, strict=True):
             split = self._split(document, of_file)
             self.writers[split].add(
@@ -319,6 +358,11 @@ class _Preparation:
             )
             self.state["last"] = split
         self.state["documents"] += len(documents)
+
+    def _comes_back(self, document: Document, ids: Any) -> bool:
+        """Tell whether the tokens of a text hold all of it; bytes do."""
+        is_bytes = self.tokenizer.name == ByteTokenizer.name
+        return is_bytes or self.tokenizer.decode(ids) == document.text.decode("utf-8", errors="replace")
 
     def _clean(self, text: bytes) -> bytes:
         """Leave zero bytes away: they separate documents."""

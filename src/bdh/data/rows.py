@@ -18,6 +18,8 @@ MARKER = b"<|endoftext|>"
 """A line of a text file that stands between two documents."""
 PLAIN, JSON_LINES = (".txt", ".md"), (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*PLAIN, *JSON_LINES, ".csv", ".parquet")
+# a text beside rows, such as README.md, tells about them; so does a .json beside files of other kinds
+_PREFERRED = ((".parquet", ".jsonl", ".ndjson", ".csv"), (".json",), PLAIN)
 
 
 class Row(NamedTuple):
@@ -28,6 +30,15 @@ class Row(NamedTuple):
     values: dict[str, Any]
     follows: bool = False
     """it goes on with the text of the row before"""
+
+
+def data_files(directory: Path) -> list[Path]:
+    """Return the files below a directory that hold data, in the order of their relative paths: rows, else texts."""
+    there = [file for file in directory.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    chosen: list[Path] = []
+    for suffixes in _PREFERRED:
+        chosen = chosen or [file for file in there if file.suffix.lower() in suffixes]
+    return sorted(chosen, key=lambda file: file.relative_to(directory).as_posix())
 
 
 def read_rows(file: Path, start: int = 0, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
@@ -93,6 +104,10 @@ def _json_lines(handle: BinaryIO, file: Path, start: int) -> Iterator[Row]:
         at = handle.tell()
         if not line.strip():
             continue
+        if not start and line.lstrip().startswith(b"["):
+            raise CorpusError(
+                f"{file}: expected one JSON object per line, found an array; convert it: jq -c '.[]' {file}"
+            )
         try:
             values = json.loads(line)
         except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bdh.data.documents import Context, Kind, Reading, Template
 from bdh.data.download import CorpusError
 from bdh.data.hub import Hub, Remote
-from bdh.data.rows import SUFFIXES
+from bdh.data.rows import SUFFIXES, data_files
 from bdh.data.shards import SPLITS
 
 _VALIDATION = {"validation", "valid", "val", "dev"}
@@ -116,11 +116,10 @@ def find(
 
 
 def _below(directory: Path) -> list[Remote]:
-    there = [path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    there = data_files(directory)
     if not there:
         raise CorpusError(f"{directory}: expected {', '.join(SUFFIXES)} files in it, found none")
-    named = ((path.relative_to(directory).as_posix(), path) for path in there)
-    return [Remote(name, None, path) for name, path in sorted(named)]
+    return [Remote(path.relative_to(directory).as_posix(), None, path) for path in there]
 
 
 def _with_splits(remotes: list[Remote]) -> tuple[File, ...]:
