@@ -253,7 +253,8 @@ SECTIONS: dict[str, type[_Section]] = {
 """By their field of `BDHConfig`."""
 
 _HATCHING: dict[str, _Section] = {
-    "lif": LIF(tau=10.0),
+    # the shortest memory of the membrane that is still one: longer ones cost loss (docs/LOG.md)
+    "lif": LIF(tau=2.0),
     "stdp": STDP(form="kernel"),
     "dale": Dale(excitatory=0.8),
     "scale_free": ScaleFreeWiring(gamma=2.5),
