@@ -91,6 +91,15 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
 
     Raises:
         CorpusError: there is no such data set, it cannot be read, or the directory holds something else.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "cats.txt")
+        ...     _ = file.write_text("".join(f"cat {n}\\n<|endoftext|>\\n" for n in range(100)))
+        ...     out = prepare(str(file), Settings(out_dir=Path(folder, "cats"), validation_share=0.2))
+        ...     sorted(path.name for path in out.glob("train*"))
+        ['train-00000.bin', 'train-00000.idx']
     """
     settings = settings or Settings()
     source = sources.find(

@@ -102,6 +102,14 @@ def train_bpe(texts: Iterator[bytes], vocab_size: int) -> SubwordTokenizer:
     Args:
         texts: what to learn from.
         vocab_size: at least 257; fewer if the text has no more pairs to join.
+
+    Raises:
+        ValueError: the package tokenizers is missing.
+
+    Examples:
+        >>> tokenizer = train_bpe(iter([b"the cat sat on the mat"] * 9), 262)
+        >>> tokenizer.decode(tokenizer.encode("the mat")), len(tokenizer.encode("the")) < 3
+        ('the mat', True)
     """
     library = _library()
     tokenizer = library.Tokenizer(library.models.BPE())
