@@ -3,6 +3,8 @@
 import csv
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import subprocess
 import sys
@@ -10,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bdh.cli import main
 from bdh.data import documents, prepare, rows, shards, sources
+from bdh.data import terminal as terminal_module
 from bdh.data.download import CorpusError
 from bdh.data.prepare import Settings
+from bdh.data.terminal import showing
 
 TEXTS = [f"Story {number}: once there was a hatchling number {number * number}.\n" for number in range(500)]
 
@@ -197,6 +202,49 @@ prepare.prepare("stories.jsonl", prepare.Settings(out_dir=pathlib.Path("parts"),
     assert read == [state["progress"]["cursor"]]
     assert all_texts(parts) == all_texts(whole)
     assert {file.suffix for file in parts.iterdir()} == {".json", ".bin", ".idx"}
+
+
+def source_of(kind: str, folder: Path) -> tuple[str, dict[str, object]]:
+    """A name to prepare, and settings."""
+    if kind == "novel":
+        (folder / "novel.txt").write_text("".join(f"{n} is a line of a novel\n" for n in range(30_000)))
+        return "novel.txt", {}
+    if kind == "europarl":
+        pairs = [{"translation": {"en": f"Point {n} is clear.", "fr": f"Le point {n} est clair."}} for n in range(9000)]
+        parquet(folder / "mirror/Helsinki-NLP/europarl/resolve/main/en-fr/train.parquet", pairs)
+        return "europarl", {"mirror": folder / "mirror"}
+    jsonl(folder / "stories" / "a.jsonl", [{"text": text} for text in TEXTS])
+    jsonl(folder / "stories" / "b.jsonl", [{"text": text} for text in TEXTS[:100]])
+    return "stories", {"tokenizer": "bpe:300"} if kind == "bpe" else {}
+
+
+@pytest.mark.parametrize("kind", ["stories", "novel", "europarl", "bpe"])
+def test_stopping_at_any_shard_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+    monkeypatch.setattr(prepare, "BATCH", (8, 10**5))
+    name, more = source_of(kind, tmp_path)
+    small = 4000 if kind in ("stories", "bpe") else 60_000
+    settings = {"shard_tokens": small, "validation_share": 0.2, **more}
+    whole = prepare.prepare(name, Settings(**settings, out_dir=tmp_path / "whole"))  # type: ignore[arg-type]
+    keep = prepare._Preparation._keep_full_shards
+    stops = 0
+
+    def stop(self: prepare._Preparation) -> None:
+        before = [len(writer.shards) for writer in self.writers.values()]
+        keep(self)
+        if before != [len(writer.shards) for writer in self.writers.values()]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare._Preparation, "_keep_full_shards", stop)
+    while True:
+        try:
+            parts = prepare.prepare(name, Settings(**settings, out_dir=tmp_path / "parts"))  # type: ignore[arg-type]
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops >= 2
+    assert {f.name: f.read_bytes() for f in parts.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
 
 
 def test_what_another_preparation_left_is_not_mixed_in(stories: Path, tmp_path: Path) -> None:
@@ -387,6 +435,22 @@ print(process.peak() - before)
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert sum(file.stat().st_size for file in (tmp_path / "data" / "large").glob("*.bin")) > 100_000_000
     assert int(done.stdout) < 64 * 2**20
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.count(0, 3)
+    monkeypatch.setattr(terminal_module.time, "monotonic", lambda: next(times))
+    out = io.StringIO()
+    with showing(Console(file=out, force_terminal=terminal, width=100)) as told:
+        for done in (5, 10):
+            told("fetching a.parquet", done, 10)
+        told("a.parquet: 7 documents", 100, None)
+        told("a.parquet: 9 documents", 120, None)
+    if terminal:
+        assert "9 documents" in out.getvalue()
+    else:
+        assert out.getvalue() == "fetching a.parquet, 10 of 10 bytes\na.parquet: 9 documents, 120 bytes\n"
 
 
 def test_two_preparations_of_the_same_are_not_mixed(stories: Path, tmp_path: Path) -> None:

@@ -114,11 +114,12 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
     )
     out = settings.out_dir or PREPARED / source.name
     lasting = _lasting(name, settings)
-    if out.exists() and not settings.rebuild_data:
-        _check_same(out, lasting, source)
-        return out
-    if out.exists() and not shards.is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
-        raise CorpusError(f"{out} holds something else than prepared text: choose another --out-dir")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not shards.is_prepared(out):
+            raise CorpusError(f"{out} holds something else than prepared text: choose another --out-dir")
+        if not settings.rebuild_data:
+            _check_same(out, lasting, source)
+            return out
     work = out.with_name(f".{out.name}.preparing")
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work):
@@ -132,6 +133,7 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
         (work / STATE).unlink(missing_ok=True)
         sync(work)
         old = out.with_name(f".{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             out.replace(old)
         work.replace(out)
@@ -156,8 +158,6 @@ def _stamp(file: sources.File) -> tuple[int, int] | tuple[()]:
 
 def _check_same(out: Path, lasting: dict[str, Any], source: sources.Source) -> None:
     """Refuse to take what is there for what was asked for, unless it is that."""
-    if not shards.is_prepared(out):
-        raise CorpusError(f"{out} exists and holds no prepared text: choose another --out-dir")
     manifest = shards.read_manifest(out)[0]
     before = manifest.get("settings", {})
     changed = [

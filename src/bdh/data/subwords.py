@@ -76,23 +76,25 @@ class SubwordTokenizer:
 class _StreamDecoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.flush_from: list[int] = []
+        self._start()
+
+    def _start(self) -> None:
         self.stream = _library().decoders.DecodeStream(skip_special_tokens=False)
+        self.held: list[int] = []
 
     def push(self, ids: Ids) -> str:
         """Take ids and return the text that is complete by now."""
         text = ""
         for token in to_integers(ids).tolist():
             piece = self.stream.step(self.tokenizer, token)
-            # a model may have more ids than the tokenizer: those are silent
-            self.flush_from = [*self.flush_from, token] if piece is None else []
+            self.held = [*self.held, token] if piece is None else []
             text += piece or ""
         return text
 
     def flush(self) -> str:
         """Return what an unfinished character has left, and start anew."""
-        rest: str = self.tokenizer.decode(self.flush_from, skip_special_tokens=False)
-        self.__init__(self.tokenizer)  # type: ignore[misc]
+        rest: str = self.tokenizer.decode(self.held, skip_special_tokens=False)
+        self._start()
         return rest
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from bdh.data.hub import Told
 
@@ -20,15 +20,16 @@ def showing(console: Console) -> Iterator[Told]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        before = [""]
+        tasks: dict[str, TaskID] = {}
 
         def told(what: str, done: int, total: int | None) -> None:
             doing = what.partition(":")[0]
-            if doing != before[0]:  # speed and bar are those of one file
-                progress.reset(task, total=total)
-                before[0] = doing
-            progress.update(task, description=what, completed=done, total=total)
+            if doing not in tasks:  # speed and bar are those of one file
+                for before in tasks.values():
+                    progress.remove_task(before)
+                tasks.clear()
+                tasks[doing] = progress.add_task(what, total=total)
+            progress.update(tasks[doing], description=what, completed=done)
 
         yield told
 
