@@ -30,6 +30,7 @@ RANK = {
     "ops": 1,
     "mechanisms": 1,
     "state": 1,
+    "taps": 1,
     "parts": 2,
     "model": 2,
     "checkpoint": 3,

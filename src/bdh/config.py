@@ -307,7 +307,7 @@ class TrainConfig(Json):
         return self.batch_size * self.grad_acc_steps * self.block_size
 
 
-# what a size is trained with unless told otherwise; the small ones by experiment (docs/LOG.md), the large after the paper
+# what a size is trained with unless told otherwise; small ones by experiment (docs/LOG.md), large ones after the paper
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     "nano": {},  # the defaults of TrainConfig
     "1m": {"block_size": 256, "max_steps": 2500, "learning_rate": 3e-3},

@@ -120,14 +120,17 @@ def step_weights(model: BDH, state: State, precision: ops.Precision = "float32")
     Raises:
         ValueError: an unknown precision, or one that cannot be had here.
     """
-    parts = model.parts
     memories = [level[name] for level in map(state.level, range(len(state.rho))) for name in _MEMORIES & level.keys()]
     if (
-        ops.step_backend(model.encoder, *memories, refused=parts.why_no_native_step(), precision=precision)
+        ops.step_backend(model.encoder, *memories, refused=_why_no_native_step(model), precision=precision)
         == "composed"
     ):
         return None
-    return ops.step_weights(model.encoder, model.encoder_v, model.decoder, precision, *parts.step_constants())
+    return ops.step_weights(model.encoder, model.encoder_v, model.decoder, precision, *model.parts.step_constants())
+
+
+def _why_no_native_step(model: BDH) -> str | None:
+    return "the kernels have no place for an intervention" if model.edits else model.parts.why_no_native_step()
 
 
 def step(model: BDH, idx: Tensor, state: State, weights: ops.StepWeights | None = None) -> tuple[Tensor, State]:
@@ -139,7 +142,8 @@ def step(model: BDH, idx: Tensor, state: State, weights: ops.StepWeights | None 
         state: what was read before.
         weights: from `step_weights`, to be made again when the model changes.
     """
-    if weights is not None and idx.shape[1] == 1:
+    # asked at every step: an intervention may begin and end between the tokens of a stream
+    if weights is not None and idx.shape[1] == 1 and not model.edits:
         return model.step(idx, state, weights)
     with evaluating(model):
         logits, after = model.walk(idx, state, wants_state=True, owns_state=True)
@@ -184,7 +188,7 @@ def stream(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
-    ops.step_backend(model.encoder, refused=model.parts.why_no_native_step(), precision=precision)
+    ops.step_backend(model.encoder, refused=_why_no_native_step(model), precision=precision)
     return _stream(model, idx, max_new_tokens, sampling, state, precision)
 
 

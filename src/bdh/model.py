@@ -20,7 +20,7 @@ Neuron k of head h has the global id h*K + k, its row in `decoder`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,17 +34,11 @@ from bdh.config import BDHConfig
 from bdh.mechanisms import calibrating
 from bdh.parts import Carried, Parts
 from bdh.state import State
+from bdh.taps import Edit, Tap, at_level, composed, no_tap
 
 __all__ = ["BDH", "State", "Tap", "evaluating"]
 
-Tap = Callable[[str, Tensor], Tensor]
-"""Called with (name, tensor) at each named place of the walk; what it returns is used instead."""
-
 INIT_STD = 0.02
-
-
-def _no_tap(name: str, tensor: Tensor) -> Tensor:
-    return tensor
 
 
 class evaluating:  # noqa: N801 - used as a verb, like torch.no_grad
@@ -101,6 +95,8 @@ class BDH(nn.Module):
     def __init__(self, config: BDHConfig) -> None:
         super().__init__()
         self.config = config
+        self.edits: tuple[Edit, ...] = ()
+        """What acts on every walk, whoever begins it; `bdh.lens.intervene` puts it here and takes it away."""
         H, D, K = config.n_head, config.n_embd, config.neurons_per_head
         self.embed = nn.Embedding(config.vocab_size, D)
         self.encoder = nn.Parameter(torch.empty(H, D, K))
@@ -114,6 +110,9 @@ class BDH(nn.Module):
         self.parts = Parts(config, drive_std=INIT_STD * D**0.5)
         if not self.encoder.is_meta:  # there are no weights yet, they bring their own order
             self.parts.to(self.encoder.device).constrain([self.encoder, self.encoder_v], self.decoder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "edits": ()}  # a copy is a model of its own: what acts on this one stays here
 
     @classmethod
     def from_seed(cls, config: BDHConfig, seed: int) -> BDH:
@@ -184,11 +183,12 @@ class BDH(nn.Module):
         if state is not None:
             state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         position = state.position if state is not None else 0
-        listen = tap or _no_tap
+        listen = composed(self.edits, tap, idx, state)
         v = listen("embed", self._normed(self.embed(idx)))  # (B, T, D)
         levels = []
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
-        if self.training and tap is None and not wants_state and (path := self._path(idx.numel(), v)) != "composed":
+        unseen = self.training and listen is no_tap and not wants_state
+        if unseen and (path := self._path(idx.numel(), v)) != "composed":
             c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
             v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=self.drop.p, winners=c.winners_per_head)
         else:
@@ -196,7 +196,7 @@ class BDH(nn.Module):
             for level in range(self.config.n_layer):
                 before = state.level(level) if state is not None else {}
                 carried = Carried(before, position, wanted=wants_state, owned=owns_state)
-                v = self._layer(level, v, turn, carried, partial(_tap_level, listen, level))
+                v = self._layer(level, v, turn, carried, partial(at_level, listen, level))
                 levels.append(carried.after)
         logits = listen("logits", v @ self.lm_head)  # (B, T, V)
         return logits, State.of_levels(levels, position + idx.shape[1]) if wants_state else None
@@ -223,12 +223,13 @@ class BDH(nn.Module):
     def _layer(self, level: int, v: Tensor, turn: Tensor, carried: Carried, tap: Tap) -> Tensor:
         """One level: encode -> fire -> attend -> gate -> decode -> residual."""
         parts = self.parts
-        x, spikes = parts.fire(level, parts.drive(v, self.encoder), carried)  # (B, H, T, K)
+        x, spikes = parts.fire(level, tap("x_pre", parts.drive(v, self.encoder)), carried)  # (B, H, T, K)
         if spikes is not None:
             tap("spikes", spikes)
         x = tap("x_sparse", x)
-        a = tap("attn_out", parts.attend(ops.rotate(x, turn), v, carried))  # (B, H, T, D)
-        y = tap("y_sparse", parts.gate(level, v, self._normed(a) @ self.encoder_v, carried))  # (B, H, T, K)
+        a = tap("attn_out", parts.attend(ops.rotate(x, turn), tap("value", v), carried))  # (B, H, T, D)
+        y = parts.gate(level, v, tap("y_pre", self._normed(a) @ self.encoder_v), carried)  # (B, H, T, K)
+        y = tap("y_sparse", y)
         xy = tap("xy_sparse", x * y)
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", self._normed(v + self._normed(write) + parts.recall(v, carried)))
@@ -388,7 +389,3 @@ class BDH(nn.Module):
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _tap_level(tap: Tap, level: int, name: str, tensor: Tensor) -> Tensor:
-    return tap(f"layers.{level}.{name}", tensor)

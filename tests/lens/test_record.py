@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdh import BDH, BDHConfig
-from bdh.lens import Trace, names_of, record
+from bdh.lens import SIGNALS, Trace, names_of, record
+from tolerances import CONTROL, SAME, error
 
 
 def tiny(dropout: float = 0.0, n_layer: int = 2, seed: int = 0) -> BDH:
@@ -119,3 +120,120 @@ def test_a_trace_explains_what_is_missing_and_cannot_be_changed() -> None:
 def test_to_moves_every_tensor() -> None:
     moved = Trace({"a": torch.ones(2)}).to("meta")
     assert moved["a"].device.type == "meta"
+
+
+def lively(variant: str, seed: int = 0) -> BDH:
+    """In float64, with weights so large that what the memory holds matters."""
+    shape = {"n_layer": 3, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 8, "dropout": 0.0}
+    model = BDH.from_seed(BDHConfig(**shape, variant=variant), seed).double().eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in (model.embed.weight, model.decoder, model.lm_head):
+            parameter.mul_(10)
+    return model
+
+
+@pytest.mark.parametrize("variant", ["bdh", "hatching"])
+def test_every_mode_sees_the_same(variant: str) -> None:
+    model = lively(variant)
+    _, generated = record(model, ids(2, 7), "*", mode="generate", max_new_tokens=6, seed=3)
+    text = generated.idx
+    assert text is not None
+    assert torch.equal(text, model.generate(ids(2, 7), 6, seed=3))
+    logits, parallel = record(model, text[:, :-1], "*")
+    logits_by_token, recurrent = record(model, text[:, :-1], "*", mode="recurrent")
+    assert error(logits_by_token, logits) <= SAME[torch.float64]
+    assert parallel.names == recurrent.names == generated.names == names_of(model)
+    for name, tensor in parallel.items():
+        for other in (recurrent[name], generated[name]):
+            assert other.shape == tensor.shape
+            assert error(other, tensor) <= SAME[torch.float64], name
+    # the equality is not that of all tokens with each other, nor of nothing
+    assert (parallel["logits"][:, 1:] - parallel["logits"][:, :-1]).abs().max() > CONTROL
+    if variant == "hatching":
+        assert 0 < parallel["layers.1.spikes"].mean() < 1
+
+
+def test_a_long_prompt_is_recorded_over_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdh.generate.PREFILL_BLOCK", 3)
+    model = lively("bdh")
+    _, trace = record(model, ids(1, 8), "layers.*.attn_out", mode="generate", max_new_tokens=0)
+    _, whole = record(model, ids(1, 8), "layers.*.attn_out")
+    for name, tensor in whole.items():
+        assert error(trace[name], tensor) <= SAME[torch.float64]
+
+
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_sparse_recording_has_the_same_entries(mode: str) -> None:
+    model = lively("hatching")
+    _, dense = record(model, ids(2, 5), "*", mode=mode)  # type: ignore[arg-type]
+    _, sparse = record(model, ids(2, 5), "*", mode=mode, sparse=True)  # type: ignore[arg-type]
+    for name, tensor in sparse.items():
+        assert tensor.is_sparse == name.endswith(("_sparse", "spikes")), name
+        assert torch.equal(tensor.to_dense() if tensor.is_sparse else tensor, dense[name])
+    for signal in SIGNALS:
+        assert torch.equal(sparse.neurons(signal, 1).to_dense(), dense.neurons(signal, 1))
+    assert sparse["layers.0.spikes"].values().numel() < dense["layers.0.spikes"].numel()
+
+
+def test_spikes_are_a_name_only_where_neurons_spike() -> None:
+    assert "layers.0.spikes" in names_of(lively("hatching"))
+    assert not [name for name in names_of(lively("bdh")) if "spikes" in name]
+    for pattern in ("layers.*.spikes", "blocks.0.hook_spikes"):
+        with pytest.raises(ValueError, match="matches nothing"):
+            record(lively("bdh"), ids(1, 2), pattern)
+    called: list[str] = []
+    model = lively("hatching")
+    model(ids(1, 2), tap=lambda name, tensor: (called.append(name), tensor)[1])
+    assert names_of(model) == tuple(called)
+
+
+def test_a_name_that_the_model_does_not_make_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    monkeypatch.setattr("bdh.model.at_level", lambda tap, level, name, tensor: tensor)
+    with pytest.raises(ValueError, match=r"did not make layers\.0\.v"):
+        record(model, ids(1, 2), ("layers.0.v", "embed"))
+
+
+def test_a_recording_too_large_is_refused_before_the_model_runs() -> None:
+    model = tiny()
+    _, trace = record(model, ids(2, 5), "layers.*")
+    assert record(model, ids(2, 5), "layers.*", limit=trace.nbytes)[1].nbytes == trace.nbytes
+    model.edits = (lambda idx, state: pytest.fail("the model ran"),)
+    words = rf"at most limit={trace.nbytes - 1:,} bytes, got {trace.nbytes:,} bytes.*'layers\.\*\.x_pre'"
+    with pytest.raises(ValueError, match=words):
+        record(model, ids(2, 5), "layers.*", limit=trace.nbytes - 1)
+    with pytest.raises(ValueError, match="got"):
+        record(model, ids(2, 3), "layers.*", mode="generate", max_new_tokens=4, limit=trace.nbytes)
+    # the default is two GiB
+    with pytest.raises(ValueError, match="2,147,483,648"):
+        record(model, torch.zeros(1, 2**22, dtype=torch.int64), "layers.*")
+
+
+def test_a_sparse_recording_stops_at_the_limit() -> None:
+    _, trace = record(tiny(), ids(2, 5), sparse=True)
+    assert record(tiny(), ids(2, 5), sparse=True, limit=trace.nbytes)[1].nbytes == trace.nbytes
+    with pytest.raises(ValueError, match="more than"):
+        record(tiny(), ids(2, 5), sparse=True, limit=trace.nbytes - 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mode": "backwards"}, {"mode": "generate"}, {"max_new_tokens": 3}, {"mode": "recurrent", "seed": 1}],
+)
+def test_arguments_of_another_mode_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="mode="):
+        record(tiny(), ids(1, 2), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_what_is_no_batch_of_texts_is_refused_in_every_mode(mode: str) -> None:
+    for wrong in (ids(4), ids(1, 0)):
+        with pytest.raises(ValueError, match="expected a non-empty integer tensor"):
+            record(tiny(), wrong, mode=mode)  # type: ignore[arg-type]
+
+
+def test_nothing_stays_behind_when_a_watched_generation_fails() -> None:
+    model = tiny()
+    with pytest.raises(ValueError, match="temperature"):
+        record(model, ids(1, 2), mode="generate", max_new_tokens=2, temperature=-1.0)
+    assert model.edits == ()

@@ -20,7 +20,7 @@ from torch import Tensor
 from bdh.lens.density import Density, DensityTap, init_density
 from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Pair, Raster, Telling, Word, readable
 from bdh.lens.mechanisms import inspect_mechanisms
-from bdh.lens.record import check_signal
+from bdh.lens.names import check_signal
 from bdh.model import BDH, evaluating
 
 Rank = Literal["z", "activation"]
