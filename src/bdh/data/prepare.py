@@ -45,8 +45,7 @@ class Settings:
     max_documents: int | None = None
     """Stop after so many documents; a piece of a long text counts as one."""
     validation_share: float | None = None
-    """Share of the documents that validate, chosen by their hash; by default the validation files of the data set, or
-    0.01 where it has none."""
+    """Share of the documents that validate, by hash; by default 0.01, or the validation files of the data set."""
     text_column: str = "text"
     """Column of the text in jsonl, csv and parquet files."""
     template: Template = "newline"
@@ -102,9 +101,10 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
         ['train-00000.bin', 'train-00000.idx']
     """
     settings = settings or Settings()
+    mirror = settings.mirror or os.environ.get("BDH_MIRROR")
     source = sources.find(
         name,
-        mirror=settings.mirror or (Path(mirror) if (mirror := os.environ.get("BDH_MIRROR")) else None),
+        mirror=Path(mirror) if mirror else None,
         revision=settings.revision,
         config=settings.config,
         column=settings.text_column,
