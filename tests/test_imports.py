@@ -48,7 +48,7 @@ RANK = {
     "__init__": 7,
 }
 # packages of an extra (pyproject.toml) that a room may import inside a function, when they are needed
-OPTIONAL = {"bench": {"transformers", "matplotlib"}}
+OPTIONAL = {"bench": {"transformers", "matplotlib"}, "data": {"pyarrow", "tokenizers"}}
 # methods that hand over to a higher room
 FACADES = {("model", "generate")}
 

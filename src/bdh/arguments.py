@@ -13,6 +13,7 @@ import tyro
 
 from bdh.config import BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus
+from bdh.data.corpora import prepared_vocabulary
 from bdh.train.run import read_facts
 
 FLAT = tyro.conf.arg(name="")
@@ -28,9 +29,9 @@ class Shape:
     model_size: str = "nano"
     """Named size that the other defaults come from: nano, 1m, 2m, 25m or 100m."""
     dataset: str = "shakespeare"
-    """Text to learn: shakespeare (the plays) or tiny-shakespeare."""
+    """Text to learn: shakespeare (the plays), tiny-shakespeare, or NAME after bdh prepare NAME."""
     data: Path | None = None
-    """A text file or a directory of text files to learn instead."""
+    """A text file, a directory of text files, or a directory that bdh prepare wrote, to learn instead."""
     max_epochs: float | None = None
     """Train for this many times the length of the training text, instead of max_steps."""
     max_tokens: int | None = None
@@ -39,7 +40,8 @@ class Shape:
     @property
     def size_name(self) -> str:
         """The named size where the model has its shape."""
-        return self.model_size if self.model == preset(self.model_size, variant=self.model.variant) else "own shape"
+        named = preset(self.model_size, variant=self.model.variant, vocab_size=self.model.vocab_size)
+        return self.model_size if self.model == named else "own shape"
 
     def training(self, corpus: Callable[[], Corpus]) -> TrainConfig:
         """Return how it is trained, with the number of steps that was asked for.
@@ -114,7 +116,7 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
     except SystemExit:
         return TrainArgs()  # the full parser will say what is wrong
     size = given.model_size or "nano"
-    model = preset(size, variant=given.variant)
+    model = preset(size, variant=given.variant, vocab_size=prepared_vocabulary(given.dataset, given.data))
     named = TrainArgs(
         model=model,
         model_size=size,

@@ -19,6 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bdh.config import BDHConfig
+from bdh.data.subwords import FILE as TOKENIZER
+from bdh.data.subwords import read_tokenizer
+from bdh.data.tokenizers import ByteTokenizer, Tokenizer
 from bdh.files import replacing_directory, replacing_file
 from bdh.model import BDH, State
 
@@ -49,10 +52,15 @@ def _empty(config: BDHConfig) -> BDH:
         return BDH(config)
 
 
-def save(model: BDH, path: str | Path) -> Path:
-    """Write a model to the directory `path`: model.safetensors and config.json.
+def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None) -> Path:
+    """Write a model to the directory `path`: model.safetensors, config.json, and tokenizer.json if there is one.
 
     A model that stands there already is replaced; anything else is not.
+
+    Args:
+        model: what to write.
+        path: a directory.
+        tokenizer: what its tokens are; None: bytes.
 
     Returns:
         The directory.
@@ -71,19 +79,21 @@ def save(model: BDH, path: str | Path) -> Path:
     target = Path(path)
     if target.is_file():
         raise ValueError(f"{target} is a file: expected the name of a directory to write the model to")
-    others = {file.name for file in target.iterdir()} - {WEIGHTS, CONFIG} if target.is_dir() else set()
+    others = {file.name for file in target.iterdir()} - {WEIGHTS, CONFIG, TOKENIZER} if target.is_dir() else set()
     if others:
         raise ValueError(f"{target} holds other files ({min(others)}, ...): choose a new directory for the model")
     with replacing_directory(target) as work:
-        write_model(model, work)
+        write_model(model, work, tokenizer)
     return target
 
 
-def write_model(model: BDH, directory: Path) -> None:
+def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write the model's files into an existing directory (no atomicity of its own)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    config = {"format": FORMAT, "model": model.config.to_dict(), "tokenizer": "bytes"}
+    config = {"format": FORMAT, "model": model.config.to_dict(), "tokenizer": tokenizer.name if tokenizer else "bytes"}
+    if tokenizer and (definition := tokenizer.definition()) is not None:
+        (directory / TOKENIZER).write_text(definition, encoding="utf-8")
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -120,6 +130,27 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
     return _build(config, tensors).eval()
 
 
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read what the tokens of a model are.
+
+    Args:
+        path: as for `load`; a .pt file holds a byte model.
+
+    Raises:
+        CheckpointError: no such model, or its tokenizer is damaged.
+        ValueError: the package that reads it is missing.
+    """
+    if Path(path).is_file():
+        return ByteTokenizer()
+    directory = resolve(path)
+    name = _read_json(directory / CONFIG).get("tokenizer", ByteTokenizer.name)
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    if name != TOKENIZER:
+        raise CheckpointError(f"{directory / CONFIG}: tokenizer {name!r}: expected {ByteTokenizer.name} or {TOKENIZER}")
+    return read_tokenizer(directory / TOKENIZER)
+
+
 def resolve(path: str | Path) -> Path:
     """Return the checkpoint directory that `path` names: itself, or the best (else last) one of a run."""
     path = Path(path)
@@ -146,13 +177,18 @@ def pointed(run: Path, pointer: str) -> Path | None:
     return chosen if name and chosen.parent == file.parent and chosen.is_dir() else None
 
 
-def _read_config(file: Path) -> BDHConfig:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON ({error}); the checkpoint is not usable") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{file} is not a model config of format {FORMAT}: expected what bdh.save writes")
+    return content
+
+
+def _read_config(file: Path) -> BDHConfig:
+    content = _read_json(file)
     try:
         return BDHConfig.from_dict(content["model"])
     except (ValueError, TypeError) as error:

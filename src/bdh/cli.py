@@ -24,7 +24,10 @@ from bdh import compare as comparing
 from bdh import generate as generation
 from bdh.arguments import FLAT, PlanArgs, TrainArgs, plan_defaults, train_defaults
 from bdh.config import BDHConfig, TrainConfig
-from bdh.data import Corpus, load_corpus, spread
+from bdh.data import ByteTokenizer, Corpus, load_corpus, spread
+from bdh.data import prepare as preparation
+from bdh.data.shards import read_manifest
+from bdh.data.terminal import showing
 from bdh.model import BDH
 from bdh.parsing import parse
 from bdh.train import NonFiniteError, Reporter, Run, fit
@@ -44,12 +47,14 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
     run = _open_run(args)
     corpus = load_corpus(args.dataset, data=args.data, progress=say)
     config = args.training(lambda: corpus)
+    unit = "byte" if corpus.tokenizer.name == ByteTokenizer.name else "token"
     say(
         f"{args.size_name}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
-        f"{args.model.n_layer} levels; {len(corpus.train):,} bytes of {corpus.name} to learn, "
+        f"{args.model.n_layer} levels; {len(corpus.train):,} {unit}s of {corpus.name} to learn, "
         f"{len(corpus.validation):,} to validate; run in {run.path}"
     )
-    where = {"dataset": args.dataset, "data": str(args.data.resolve()) if args.data else None}
+    data = str(args.data.resolve()) if args.data else corpus.info.get("prepared")
+    where = {"dataset": args.dataset, "data": data}
     planned = planning.make(args.model, config).to_dict()
     facts = {"model_size": args.model_size, "text": where, "plan": planned}
     result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
@@ -59,7 +64,7 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
         say(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
         return 0 if result.interrupted == "SIGTERM" else 130
     say(
-        f"step {result.step} of {config.max_steps} done: best validation {result.best_val_loss:.4f} nats/byte, "
+        f"step {result.step} of {config.max_steps} done: best validation {result.best_val_loss:.4f} nats/{unit}, "
         f"{result.seconds:.0f} s of training; model in {run.path}"
     )
     return 0
@@ -90,12 +95,12 @@ def generate(
     precision: ops.Precision = "float32",
     json: bool = False,
 ) -> int:
-    """Continue a text, byte by byte as it is made.
+    """Continue a text, token by token as it is made.
 
     Args:
         model: run directory, checkpoint directory or .pt file.
         prompt: text to continue; - reads it from standard input.
-        max_new_tokens: how many bytes to make.
+        max_new_tokens: how many tokens (bytes, unless trained with others) to make.
         temperature: 0 always takes the most likely byte, 1 samples as the model believes.
         top_k: choose among the k most likely bytes only.
         top_p: choose among the fewest bytes that together have probability p.
@@ -106,11 +111,11 @@ def generate(
         precision: bfloat16 or int8 makes text faster on a CPU, from rounded weights and a memory in bfloat16.
         json: print prompt and text as one JSON line when done.
     """
-    hatchling = _open_model(model)
+    hatchling, tokenizer = _open_model(model), checkpoint.load_tokenizer(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     before = checkpoint.load_state(state, hatchling) if state else None
     if save_state:
-        checkpoint.save_state(generation.remember(hatchling, text, before), save_state, hatchling)
+        checkpoint.save_state(generation.remember(hatchling, text, before, tokenizer=tokenizer), save_state, hatchling)
     pieces = generation.stream_text(
         hatchling,
         text,
@@ -120,6 +125,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=stop,
+        tokenizer=tokenizer,
         state=before,
         precision=precision,
     )
@@ -211,6 +217,34 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
+def prepare(
+    name: tyro.conf.Positional[str], settings: tyro.conf.OmitArgPrefixes[preparation.Settings], json: bool = False
+) -> int:
+    """Make a data set ready for training: tokens on disk, in shards that need no memory.
+
+    Args:
+        name: tinystories, alpaca, dolly, europarl, owner/name of a Hugging Face data set, or a txt, jsonl, csv or
+            parquet file or a directory of such files.
+        settings: how.
+        json: print the manifest as one JSON line; progress goes to stderr.
+    """
+    console = Console(stderr=json, highlight=False)
+    with showing(console) as told:
+        out = preparation.prepare(name, settings, told)
+    manifest, _ = read_manifest(out)
+    if json:
+        print(_json({"prepared": str(out), **manifest}))
+        return 0
+    for split, found in manifest["splits"].items():
+        text = f"{split:10} {found['documents']:,} documents, {found['text_bytes']:,} bytes, {found['tokens']:,} tokens"
+        console.print(text, markup=False, soft_wrap=True)
+    if not manifest["tokenizer"]["lossless"]:
+        print("bdh: warning: the tokenizer does not keep the text: bits per byte will be too low", file=sys.stderr)
+    console.print(f"licence: {manifest['source']['licence']}", markup=False, soft_wrap=True)
+    console.print(f"train on it with: bdh train --data {shlex.quote(str(out))}", markup=False, soft_wrap=True)
+    return 0
+
+
 def plan(args: Annotated[PlanArgs, FLAT]) -> int:
     """Say what a training will take before it is begun: parameters, memory, work, time."""
     console, errors = Console(highlight=False), Console(stderr=True)
@@ -292,6 +326,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
+    "prepare": prepare,
     "plan": plan,
     "bench": run_bench,
     "compare": run_compare,
@@ -343,7 +378,13 @@ def _corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     facts = None if dataset or data else read_facts(model.resolve().parents[1] if in_run else model)
     if facts is not None:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
-    return load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
+    # what is shown of texts, and what is measured on them, are bytes
+    if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
+        raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
+    corpus = load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
+    if corpus.tokenizer.name != ByteTokenizer.name:
+        raise ValueError(f"{corpus.name} is prepared as tokens that are not bytes: expected a text of bytes")
+    return corpus
 
 
 def _json(value: Any) -> str:

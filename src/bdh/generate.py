@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bdh import ops
-from bdh.data import TextDecoder
+from bdh.data.tokenizers import ByteTokenizer, Decoder, Tokenizer
 from bdh.model import BDH, State, evaluating
 
 _MEMORIES = {"rho", "fading"}
@@ -232,21 +232,41 @@ def generate(model: BDH, idx: Tensor, max_new_tokens: int, **options: Any) -> Te
     return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
 
 
-def remember(model: BDH, text: str | bytes, state: State | None = None) -> State:
-    """Return what a byte model remembers after reading `text`."""
-    return prefill(model, model.as_ids(text), state)[1]
+def as_ids(model: BDH, text: str | bytes, tokenizer: Tokenizer | None = None) -> Tensor:
+    """Return a text as ids (1, T) on the model's device.
+
+    Args:
+        model: who is to read it.
+        text: not empty.
+        tokenizer: what the tokens of the model are; None: bytes.
+    """
+    if tokenizer is None or tokenizer.name == ByteTokenizer.name:
+        return model.as_ids(text)
+    return torch.as_tensor(tokenizer.encode(text), dtype=torch.int64, device=model.encoder.device)[None]
+
+
+def remember(model: BDH, text: str | bytes, state: State | None = None, *, tokenizer: Tokenizer | None = None) -> State:
+    """Return what a model remembers after reading `text`."""
+    return prefill(model, as_ids(model, text, tokenizer), state)[1]
 
 
 def stream_text(
-    model: BDH, prompt: str | bytes, max_new_tokens: int, *, stop: Sequence[str] = (), **options: Any
+    model: BDH,
+    prompt: str | bytes,
+    max_new_tokens: int,
+    *,
+    stop: Sequence[str] = (),
+    tokenizer: Tokenizer | None = None,
+    **options: Any,
 ) -> Iterator[str]:
-    """Yield the continuation of a text by a byte model, in pieces that are whole characters.
+    """Yield the continuation of a text, in pieces that are whole characters.
 
     Args:
-        model: a model whose first 256 tokens are the bytes.
+        model: a model.
         prompt: what to continue; at least one byte.
-        max_new_tokens: how many bytes to make.
+        max_new_tokens: how many tokens to make.
         stop: the text ends before the first of these strings.
+        tokenizer: what the tokens of the model are; None: the first 256 are the bytes.
         **options: as in `stream`.
 
     Yields:
@@ -259,12 +279,12 @@ def stream_text(
         raise ValueError("the prompt is empty: expected at least one character, for example a newline")
     if isinstance(stop, str) or not all(stop):
         raise ValueError(f"stop={stop!r}: expected a list of non-empty strings")
-    tokens = stream(model, model.as_ids(prompt), max_new_tokens, **options)
-    return _until(stop, _characters(tokens)) if stop else _characters(tokens)
+    tokens = stream(model, as_ids(model, prompt, tokenizer), max_new_tokens, **options)
+    pieces = _characters(tokens, (tokenizer or ByteTokenizer()).decoder())
+    return _until(stop, pieces) if stop else pieces
 
 
-def _characters(tokens: Iterator[Tensor]) -> Iterator[str]:
-    decoder = TextDecoder()
+def _characters(tokens: Iterator[Tensor], decoder: Decoder) -> Iterator[str]:
     for token in tokens:
         if piece := decoder.push(token.tolist()):
             yield piece

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bdh.bench.gpt2 import GPT2
 from bdh.bench.protocol import Declined
 from bdh.config import BDHConfig, TrainConfig
-from bdh.data import Corpus, fixed_windows, random_windows
+from bdh.data import Corpus, random_windows, scored_share
 from bdh.train import NonFiniteError, Reporter, Result, Run, learning_rate, pick_device, pick_dtype
 
 
@@ -47,7 +47,7 @@ class PeerTraining:
     """
 
     def __init__(self, peer: GPT2, corpus: Corpus, config: TrainConfig) -> None:
-        corpus.require(config.block_size)
+        corpus.require(config.block_size, peer.module.config.vocab_size)
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.peer, self.corpus, self.config = peer, corpus, config
@@ -64,7 +64,7 @@ class PeerTraining:
             betas=(config.beta1, config.beta2),
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.val = fixed_windows(corpus.validation, block_size=config.block_size, max_windows=config.eval_windows)
+        self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
 
     def take_step(self) -> tuple[float, float]:
@@ -104,8 +104,8 @@ class PeerTraining:
             here, wanted = idx[rows].to(self.device), targets[rows].to(self.device)
             with self._autocast():
                 logits: Tensor = module(here, use_cache=False).logits
-                total += F.cross_entropy(logits.flatten(0, 1), wanted.flatten()).item() * len(here)
-        return total / len(idx)
+                total += F.cross_entropy(logits.flatten(0, 1), wanted.flatten()).item() * scored_share(wanted)
+        return total / scored_share(targets)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import tempfile
@@ -88,8 +87,7 @@ def make_plan(
 
 def _terms(settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """What all runs of a comparison share."""
-    hashes = [hashlib.sha256(split.tobytes()).hexdigest() for split in (corpus.train, corpus.validation)]
-    return {"text": hashes, "model_size": settings.model_size, "minutes": settings.minutes}
+    return {"text": list(corpus.hashes), "model_size": settings.model_size, "minutes": settings.minutes}
 
 
 def _read(file: Path, terms: dict[str, Any]) -> dict[str, Any]:

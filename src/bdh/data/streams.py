@@ -9,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Tokens = npt.NDArray[Any]
+from bdh.data.shards import TokenShards
+
+NOT_SCORED = -100
+"""A target that no loss counts."""
+
+Tokens = npt.NDArray[Any] | TokenShards
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -80,6 +85,16 @@ def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = 
     count = available if max_windows is None else min(max_windows, available)
     starts = np.arange(count, dtype=np.int64) * available // count * block_size
     return _gather(tokens, starts, block_size)
+
+
+def scored_share(targets: torch.Tensor) -> float:
+    """Return how many windows' worth of targets a loss counts, by which means over batches are to be weighted.
+
+    Examples:
+        >>> scored_share(torch.tensor([[1, 2], [3, NOT_SCORED]]))
+        1.5
+    """
+    return int((targets != NOT_SCORED).sum()) / targets.shape[1]
 
 
 def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> Batch:

@@ -1,15 +1,56 @@
-"""Text <-> token ids. A token is a byte of UTF-8: 256 ids, nothing to train, nothing out of vocabulary."""
+"""Text <-> token ids. By default a token is a byte of UTF-8: 256 ids, nothing to train, nothing out of vocabulary."""
 
 import codecs
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 # ids as they come: a list, bytes, a NumPy array, a torch tensor on any device, or a single int
 Ids = Sequence[int] | npt.NDArray[Any] | bytes | int | Any
+
+
+class Decoder(Protocol):
+    """Turns a stream of ids into text."""
+
+    def push(self, ids: Ids) -> str:
+        """Take ids and return the text that is complete by now."""
+
+    def flush(self) -> str:
+        """Return what is left, and start anew."""
+
+
+class Tokenizer(Protocol):
+    """Turns text into ids and back."""
+
+    @property
+    def name(self) -> str:
+        """What config.json of a checkpoint calls it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+
+    @property
+    def separator(self) -> int:
+        """The id that every document of prepared text begins with."""
+
+    def encode(self, text: str | bytes) -> npt.NDArray[Any]:
+        """Turn text into ids."""
+
+    def encode_all(self, texts: Sequence[bytes]) -> Sequence[npt.ArrayLike]:
+        """Turn many texts into ids."""
+
+    def decode(self, ids: Ids) -> str:
+        """Turn ids into text."""
+
+    def decoder(self) -> Decoder:
+        """Return what decodes a stream."""
+
+    def definition(self) -> str | None:
+        """Return what tokenizer.json holds; None: there is none."""
 
 
 class ByteTokenizer:
@@ -23,8 +64,9 @@ class ByteTokenizer:
         'né\\xff'
     """
 
-    name = "bytes"
-    vocab_size = 256
+    name: ClassVar[str] = "bytes"
+    vocab_size: ClassVar[int] = 256
+    separator: ClassVar[int] = 0
 
     def encode(self, text: str | bytes) -> npt.NDArray[np.uint8]:
         """Turn text into ids.
@@ -64,6 +106,17 @@ class ByteTokenizer:
         decoder = TextDecoder()
         return decoder.push(_to_bytes(ids)) + decoder.flush()
 
+    def encode_all(self, texts: Sequence[bytes]) -> list[npt.NDArray[np.uint8]]:
+        """Turn many texts into ids; read-only."""
+        return [np.frombuffer(text, dtype=np.uint8) for text in texts]
+
+    def decoder(self) -> "TextDecoder":
+        """Return what decodes a stream."""
+        return TextDecoder()
+
+    def definition(self) -> None:
+        """Bytes need no tokenizer.json."""
+
 
 class TextDecoder:
     r"""Decode a stream of ids: a character is given out when all of its bytes are there, and never a broken one.
@@ -94,7 +147,7 @@ class TextDecoder:
         if isinstance(ids, bytes):
             return self._decoder.decode(ids)
         text = ""
-        for beyond, run in groupby(_to_integers(ids).tolist(), lambda token: token > 255):
+        for beyond, run in groupby(to_integers(ids).tolist(), lambda token: token > 255):
             if beyond:
                 text += self.flush() + "".join(f"<{token}>" for token in run)
             else:
@@ -112,7 +165,7 @@ def _to_bytes(ids: Ids) -> bytes:
     """Check ids and turn them into bytes."""
     if isinstance(ids, bytes):
         return ids
-    array = _to_integers(ids)
+    array = to_integers(ids)
     if array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError(
             f"ids must be bytes, 0..255, got {array.min()}..{array.max()}; a model of a larger vocabulary needs "
@@ -121,7 +174,7 @@ def _to_bytes(ids: Ids) -> bytes:
     return array.astype(np.uint8).tobytes()
 
 
-def _to_integers(ids: Ids) -> npt.NDArray[Any]:
+def to_integers(ids: Ids) -> npt.NDArray[Any]:
     """Check that ids are one sequence of integers."""
     # tolist: what NumPy arrays and torch tensors, those of an accelerator too, have in common
     array = np.atleast_1d(np.asarray(ids.tolist() if hasattr(ids, "tolist") else ids))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import signal
 import threading
@@ -19,7 +18,7 @@ from torch import Tensor
 from bdh import lens, ops, process
 from bdh.checkpoint import CheckpointError
 from bdh.config import TrainConfig
-from bdh.data import Corpus, TextDecoder, fixed_windows, random_windows
+from bdh.data import Corpus, random_windows, scored_share
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
 from bdh.train.losses import ActivityLosses
@@ -129,7 +128,7 @@ class Training:
     """The objects of one call of `fit`; `bdh plan` times its steps."""
 
     def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
-        corpus.require(config.block_size)
+        corpus.require(config.block_size, model.config.vocab_size)
         critical = model.config.criticality
         if critical.on and config.block_size <= critical.steps:
             raise ValueError(
@@ -151,9 +150,8 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss_of: Any = torch.compile(model) if config.compile else model
         # the text itself counts on resume, not the name of the place it was read from
-        self.text_hashes = [hashlib.sha256(split.tobytes()).hexdigest() for split in (corpus.train, corpus.validation)]
-        windows = config.eval_windows
-        self.val = fixed_windows(corpus.validation, block_size=config.block_size, max_windows=windows)
+        self.text_hashes = list(corpus.hashes)
+        self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
         self.saved_step = -1
         self.val_loss = self.best = math.inf
@@ -266,8 +264,9 @@ class Training:
             with self._autocast():
                 _, loss = self.model(idx[rows].to(self.device), targets[rows].to(self.device))
             assert loss is not None
-            total += loss.item() * len(idx[rows])
-        self.val_loss = total / len(idx)
+            weight = scored_share(targets[rows])
+            total += loss.item() * weight if weight else 0.0
+        self.val_loss = total / scored_share(targets)
         if not math.isfinite(self.val_loss):
             raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
         improved = self.val_loss < self.best
@@ -277,7 +276,7 @@ class Training:
             "tokens": self.step * self.config.tokens_per_step,
             "train_seconds": round(self.seconds, 3),
             "val_loss": self.val_loss,
-            "val_bits_per_byte": self.val_loss / math.log(2),
+            "val_bits_per_byte": self.val_loss / math.log(2) / self.corpus.bytes_per_token,
             "best": improved,
             "density": lens.density(self.model, idx[:DENSITY_WINDOWS].to(self.device)),
         }
@@ -314,7 +313,7 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        self.run.save(self.model, self.optimizer, progress, best=best)
+        self.run.save(self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer)
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
@@ -331,9 +330,10 @@ class Training:
         self.saved_step = self.step
 
     def _sample(self) -> str:
-        newline = torch.tensor([[10]], device=self.device)
-        decoder = TextDecoder()
-        tokens = self.model.stream(newline, SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed)
+        corpus = self.corpus
+        first = torch.tensor([[10 if corpus.separator is None else corpus.separator]], device=self.device)
+        decoder = corpus.tokenizer.decoder()
+        tokens = self.model.stream(first, SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed)
         return "".join(decoder.push(token.tolist()) for token in tokens) + decoder.flush()
 
     def _autocast(self) -> torch.autocast:

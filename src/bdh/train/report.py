@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def unit(record: dict[str, Any]) -> str:
+    """Return what a validation loss is per: byte or token."""
+    per_byte = record["val_bits_per_byte"] * math.log(2)
+    return "byte" if math.isclose(per_byte, record["val_loss"], rel_tol=1e-9) else "token"
 
 
 class Reporter:
@@ -50,10 +57,10 @@ class Reporter:
     def evaluation(self, record: dict[str, Any], init: dict[str, list[float]]) -> None:
         """Show a validation: loss, and the share of active neurons per level now and at random initialisation."""
         mark = "  best" if record["best"] else ""
-        self.console.print(
-            f"[bold]step {record['step']}: validation {record['val_loss']:.4f} nats/byte "
-            f"({record['val_bits_per_byte']:.4f} bits){mark}[/bold]"
-        )
+        per, bits = unit(record), record["val_bits_per_byte"]
+        # where tokens are not bytes, the two measures are not one number in two units
+        loss = f"{record['val_loss']:.4f} nats/{per} ({bits:.4f} bits{'' if per == 'byte' else '/byte'})"
+        self.console.print(f"[bold]step {record['step']}: validation {loss}{mark}[/bold]")
         for name, now in record["density"].items():
             levels = " ".join(f"{100 * value:5.1f}" for value in now)
             start = " ".join(f"{100 * value:5.1f}" for value in init[name])

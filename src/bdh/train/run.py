@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
+from bdh.data.tokenizers import Tokenizer
 from bdh.model import BDH
 
 OPTIMIZER = "optimizer.safetensors"
@@ -120,11 +121,19 @@ class Run:
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             files.write_text(file, "".join(line + "\n" for line in lines))
 
-    def save(self, model: BDH, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, best: bool) -> None:
+    def save(
+        self,
+        model: BDH,
+        optimizer: torch.optim.Optimizer,
+        progress: dict[str, Any],
+        *,
+        best: bool,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
         name = f"step-{progress['step']:08d}"
         with files.replacing_directory(self.checkpoints / name) as work:
-            checkpoint.write_model(model, work)
+            checkpoint.write_model(model, work, tokenizer)
             save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
             (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
         files.write_text(self.checkpoints / "last", name + "\n")
