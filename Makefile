@@ -42,7 +42,7 @@ sanitize:
 	.venv-sanitize/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt \
 	  -C cmake.define.BDH_SANITIZE=ON -C build-dir=build/sanitize -e .
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  UBSAN_OPTIONS=halt_on_error=1 .venv-sanitize/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_native.py tests/ops/test_lif.py
+	  UBSAN_OPTIONS=halt_on_error=1 .venv-sanitize/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_native.py tests/ops/test_native_step.py tests/ops/test_lif.py
 
 docs: $(VENV)/.dev
 	$(PIP) -e ".[docs]"

@@ -285,6 +285,9 @@ def _regulator(c: BDHConfig) -> CriticalityRegulator:
 
 def _spike(part: nn.Module, drive: Tensor, carried: Carried, prefix: str) -> tuple[Tensor, Tensor]:
     assert isinstance(part, LeakyIntegrateFire)
+    if not carried.wanted:
+        fired = part.read(drive)
+        return fired.activity, fired.spikes
     names = [prefix + name for name in _TRACED]
     before = LIFState(*(carried.before[name] for name in names)) if carried.before else None
     fired, after = part.sequence(drive, before)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bdh import ops
 from bdh.mechanisms.rates import ThresholdController, firing_rates
-from bdh.ops.lif import Neurons
+from bdh.ops.lif import Neurons, Scan
 from bdh.sections import Output, Reset, Surrogate
 
 BISECTIONS = 20
@@ -191,15 +191,30 @@ class LeakyIntegrateFire(nn.Module):
         Returns:
             activity and spikes (B, H, T, K), and the state after the last token.
         """
+        state = self.initial_state(current) if state is None else state
+        scan = self._scan(current, state)
+        after = LIFState(scan.membrane, scan.refractory, self._traced(state.trace, scan.spikes))
+        return Fired(scan.activity, scan.spikes), after
+
+    def read(self, current: Tensor) -> Fired:
+        """Read whole texts from rest when no state is wanted afterwards (training).
+
+        Args:
+            current: (B, H, T, K).
+
+        Returns:
+            activity and spikes (B, H, T, K).
+        """
+        scan = self._scan(current, self.initial_state(current))
+        return Fired(scan.activity, scan.spikes)
+
+    def _scan(self, current: Tensor, state: LIFState) -> Scan:
         self._check(current)
-        if state is None:
-            state = self.initial_state(current)
         if self._calibrating:
             self.calibrate(current, state)
         scan = ops.lif_scan(current, state.membrane, state.refractory, self.constants(), graded=self.output == "graded")
         self.control.observe(scan.spikes)
-        after = LIFState(scan.membrane, scan.refractory, self._traced(state.trace, scan.spikes))
-        return Fired(scan.activity, scan.spikes), after
+        return scan
 
     def initial_state(self, current: Tensor) -> LIFState:
         """Return the state of neurons at rest, for currents like these (B, H, T, K)."""
