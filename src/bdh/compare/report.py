@@ -19,6 +19,10 @@ from bdh.files import replacing_file
 from bdh.planning.terminal import duration
 
 
+MANY = 4
+"""From so many others on a title counts them instead of naming them."""
+
+
 def write_report(found: Comparison, path: str | os.PathLike[str]) -> Path:
     """Write a comparison as one self-contained HTML file, all of it or nothing.
 
@@ -43,7 +47,8 @@ def render(found: Comparison) -> str:
     # the look of the other report, and what is drawn here only
     style = _part("bdh.lens", "report.css") + _part("bdh.compare", "compare.css")
     hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    names = ", ".join(c.name for c in found.contenders)
+    first, *others = (c.name for c in found.contenders)
+    names = ", ".join((first, *others)) if len(others) < MANY else f"{first} and {len(others)} others"
     values = {
         "title": escape(f"{names} on {found.settings['text']}"),
         "style": style,
