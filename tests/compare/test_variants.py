@@ -22,7 +22,7 @@ def test_settings_change_what_they_name_and_nothing_else() -> None:
     assert found.name == name
     assert not found.model.stdp.on
     assert not found.model.dale.on
-    assert (found.model.lif.tau, found.model.lif.rate, found.model.lif.gate) == (10.0, 0.2, True)
+    assert (found.model.lif.tau, found.model.lif.rate, found.model.lif.gate) == (plain.lif.tau, 0.2, True)
     assert found.model.n_layer == 2
     assert found.model.scale_free == plain.scale_free
     assert found.training == {"learning_rate": 1e-3}

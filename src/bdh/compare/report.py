@@ -18,7 +18,6 @@ from bdh.compare.terminal import READING, interval, signed
 from bdh.files import replacing_file
 from bdh.planning.terminal import duration
 
-
 MANY = 4
 """From so many others on a title counts them instead of naming them."""
 
