@@ -128,12 +128,15 @@ def test_a_chart_without_matplotlib_says_what_to_install(
 
 def test_ctrl_c_ends_the_workers(model: Path, text: Path) -> None:
     words = ["bench", "train", "--density", str(model), "--data", str(text), "--repeats", "100000"]
+    # where the tests themselves run in the background, interrupts are ignored, and a child would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "bdh", *words, "--contenders", "composed"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         process.kill()
