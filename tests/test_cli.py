@@ -240,6 +240,7 @@ MISTAKES = [
     ("train --data TEXT --bcm.kappa 1 --bcm.tau 0.5", "bcm.tau=0.5: expected a number >= 1"),
     ("train --data TEXT --lif.tua 10", "did you mean --lif.tau"),
     ("train --data TEXT --lif.tau 10 --sparsity 0.9", "both decide who fires"),
+    ("train --data TEXT --variant hatching --backend native", "expected auto, composed or reference"),
     ("train --data TEXT --rate-weight 1", "expected a model whose neurons spike"),
     ("train --data TEXT --criticality.target 0.98 --block-size 16", "block_size=16: expected more than"),
     ("convert NOWHERE OUT", "no file at"),

@@ -129,6 +129,11 @@ class Training:
 
     def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
         corpus.require(config.block_size, model.config.vocab_size)
+        if not model.config.released and config.backend in ("native", "tiled"):
+            raise ValueError(
+                f"backend={config.backend!r}: expected auto, composed or reference, since these levels know no "
+                "mechanisms; leave --backend away"
+            )
         critical = model.config.criticality
         if critical.on and config.block_size <= critical.steps:
             raise ValueError(
