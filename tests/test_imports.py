@@ -48,7 +48,11 @@ RANK = {
     "__init__": 7,
 }
 # packages of an extra (pyproject.toml) that a room may import inside a function, when they are needed
-OPTIONAL = {"bench": {"transformers", "matplotlib"}, "data": {"pyarrow", "tokenizers"}}
+OPTIONAL = {
+    "bench": {"transformers", "matplotlib"},
+    "data": {"pyarrow", "tokenizers"},
+    "lens": {"scipy", "networkx", "powerlaw", "pyarrow", "matplotlib"},
+}
 # methods that hand over to a higher room
 FACADES = {("model", "generate")}
 

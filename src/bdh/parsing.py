@@ -9,20 +9,35 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tyro
 
 
+@dataclass(frozen=True)
+class Group:
+    """Subcommands under one word, such as `bdh lens index`."""
+
+    description: str
+    commands: Mapping[str, Callable[..., int]]
+
+
 def parse(
-    argv: Sequence[str], commands: Mapping[str, Callable[..., int]], defaults: Mapping[str, Mapping[str, Any]]
+    argv: Sequence[str],
+    commands: Mapping[str, Callable[..., int] | Group],
+    defaults: Mapping[str, Mapping[str, Any]],
+    prog: str = "bdh",
+    description: str = "Baby Dragon Hatchling: train it, let it speak, look inside.",
 ) -> Callable[[], int]:
     """Return the call that the words ask for, not yet made.
 
     Args:
         argv: the words after the program's name.
-        commands: a typed function per subcommand.
+        commands: a typed function per subcommand, or a group of them.
         defaults: of some of them, values of arguments that hold where no flag is given.
+        prog: what the words come after.
+        description: what the program is for.
 
     Raises:
         ValueError: the words are no command line; one line.
@@ -30,26 +45,41 @@ def parse(
     """
     if argv and argv[0] not in commands and not argv[0].startswith("-"):
         near = difflib.get_close_matches(argv[0], commands, 1)
-        hint = f"did you mean {near[0]}?" if near else "see bdh --help"
+        hint = f"did you mean {near[0]}?" if near else f"see {prog} --help"
         raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}; {hint}")
+    if argv and isinstance(group := commands.get(argv[0]), Group):
+        words = argv[1:] or ["--help"]
+        return parse(words, group.commands, defaults, f"{prog} {argv[0]}", group.description)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             call: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
                 {
-                    name: functools.partial(_deferred(function), **defaults.get(name, {}))
-                    for name, function in commands.items()
+                    name: functools.partial(_deferred(_callable(command)), **defaults.get(name, {}))
+                    for name, command in commands.items()
                 },
-                prog="bdh",
-                description="Baby Dragon Hatchling: train it, let it speak, look inside.",
+                prog=prog,
+                description=description,
                 args=argv,
             )
     except SystemExit as stop:
         if stop.code:
-            command = f"bdh {argv[0]} --help" if argv and argv[0] in commands else "bdh --help"
+            command = f"{prog} {argv[0]} --help" if argv and argv[0] in commands else f"{prog} --help"
             raise ValueError(_one_line(errors.getvalue(), command)) from None
         raise
     return call
+
+
+def _callable(command: Callable[..., int] | Group) -> Callable[..., int]:
+    """What stands for the command in the list of all; a group is parsed before it could be called."""
+    if not isinstance(command, Group):
+        return command
+
+    def listed() -> int:
+        raise AssertionError("a group is parsed by its own commands")
+
+    listed.__doc__ = command.description
+    return listed
 
 
 def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:

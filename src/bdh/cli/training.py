@@ -1,0 +1,140 @@
+"""Commands that train, or say what a training takes: train, plan, compare, bench."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from bdh import bench, planning
+from bdh import compare as comparing
+from bdh.arguments import FLAT, PlanArgs, TrainArgs
+from bdh.cli.shared import corpus_of, json_text
+from bdh.config import BDHConfig, TrainConfig
+from bdh.data import ByteTokenizer, load_corpus
+from bdh.model import BDH
+from bdh.train import Reporter, Run, fit
+
+
+def train(args: Annotated[TrainArgs, FLAT]) -> int:
+    """Train a model on a text and keep everything about the run in one directory."""
+    console = Console(stderr=args.json, highlight=False)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    run = _open_run(args)
+    corpus = load_corpus(args.dataset, data=args.data, progress=say)
+    config = args.training(lambda: corpus)
+    unit = "byte" if corpus.tokenizer.name == ByteTokenizer.name else "token"
+    say(
+        f"{args.size_name}: {args.model.n_parameters:,} parameters, {args.model.n_neurons:,} neurons, "
+        f"{args.model.n_layer} levels; {len(corpus.train):,} {unit}s of {corpus.name} to learn, "
+        f"{len(corpus.validation):,} to validate; run in {run.path}"
+    )
+    data = str(args.data.resolve()) if args.data else corpus.info.get("prepared")
+    where = {"dataset": args.dataset, "data": data}
+    planned = planning.make(args.model, config).to_dict()
+    facts = {"model_size": args.model_size, "text": where, "plan": planned}
+    result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
+    if args.json:
+        print(json_text({"run": str(run.path), **vars(result)}))
+    if result.interrupted:
+        say(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
+        return 0 if result.interrupted == "SIGTERM" else 130
+    say(
+        f"step {result.step} of {config.max_steps} done: best validation {result.best_val_loss:.4f} nats/{unit}, "
+        f"{result.seconds:.0f} s of training; model in {run.path}"
+    )
+    return 0
+
+
+def _open_run(args: TrainArgs) -> Run:
+    if args.resume_from not in (None, "auto") and args.out_dir not in (None, args.run_dir):
+        raise ValueError(f"--resume-from {args.resume_from} goes on in that directory: leave --out-dir away")
+    run = Run(args.run_dir)
+    if run.last is None and args.resume_from not in (None, "auto"):
+        raise ValueError(f"--resume-from {args.resume_from}: no checkpoint there; expected a run directory")
+    if run.last is not None and args.resume_from is None:
+        raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
+    return run
+
+
+def plan(args: Annotated[PlanArgs, FLAT]) -> int:
+    """Say what a training will take before it is begun: parameters, memory, work, time."""
+    console, errors = Console(highlight=False), Console(stderr=True)
+    if args.run is not None:
+        found = planning.compare(args.run)
+        speeds = _speeds(found.model, found.train, found.trained, errors) if args.calibrate else {}
+        speed = next(reversed(speeds.values()), None)
+        if args.json:
+            print(json_text(found.to_dict(speed)))
+        else:
+            planning.print_comparison(found, speed, console)
+        return 0
+    say = functools.partial(errors.print, markup=False, soft_wrap=True)
+    train = args.training(lambda: load_corpus(args.dataset, data=args.data, progress=say))
+    needed = planning.make(args.model, train)
+    speeds = _speeds(args.model, train, planning.TRAINED, errors) if args.calibrate else {}
+    if args.json:
+        print(json_text({"plan": needed.to_dict(), "speed": {name: asdict(speed) for name, speed in speeds.items()}}))
+    else:
+        console.print(f"{args.size_name}: {args.model.n_neurons:,} neurons, {args.model.n_layer} levels\n")
+        planning.print_plan(needed, speeds, console)
+    return 0
+
+
+def _speeds(
+    model: BDHConfig, train: TrainConfig, trained: planning.Activity, errors: Console
+) -> dict[str, planning.Speed]:
+    """Time a training, or say why it is not."""
+    reason = planning.why_not(model, train)
+    if reason:
+        errors.print(f"not timed: {reason}", markup=False)
+        return {}
+    with errors.status("") as status:
+        return planning.calibrate(model, train, trained=trained, progress=status.update)
+
+
+def run_bench(settings: tyro.conf.OmitArgPrefixes[bench.Settings], json: bool = False, plot: Path | None = None) -> int:
+    """Measure this machine: this package beside the released way and beside GPT-2 of equal size.
+
+    Args:
+        settings: what to measure.
+        json: print all figures with every repetition as one JSON document; tables go to stderr.
+        plot: draw a bar chart to this .png, .svg or .pdf file.
+    """
+    bench.check(settings, plot)
+    text = corpus_of(settings.run, None, settings.data).validation.tobytes() if settings.run else None
+    command = shlex.join(["bdh", *sys.argv[1:]])
+    found = bench.report(settings, text, Console(stderr=json, highlight=False), command=command, plot=plot)
+    if json:
+        print(json_text(found))
+    return 0
+
+
+def run_compare(settings: tyro.conf.OmitArgPrefixes[comparing.Settings], json: bool = False) -> int:
+    """Train variants with several seeds on the same text and tell which are better, by how much, and how surely.
+
+    Args:
+        settings: what to compare.
+        json: print all figures of every run as one JSON document; all else goes to stderr.
+    """
+    console = Console(stderr=json, highlight=False)
+    report = settings.out_dir / "report.html"
+    command = shlex.join(["bdh", *sys.argv[1:]])
+    write = functools.partial(comparing.write_report, path=report)
+    try:
+        found = comparing.compare(settings, console, command=command, after=write)
+    except comparing.Stopped as stop:
+        console.print("stopped; the same command goes on", markup=False)
+        return 0 if stop.args[0] == "SIGTERM" else 130
+    write(found)
+    comparing.print_comparison(found, console)
+    console.print(f"report: {report.resolve()}", markup=False, soft_wrap=True)
+    if json:
+        print(json_text(found.to_dict()))
+    return 0
