@@ -230,7 +230,7 @@ class BDH(nn.Module):
         a = tap("attn_out", parts.attend(ops.rotate(x, turn), tap("value", v), carried))  # (B, H, T, D)
         y = parts.gate(level, v, tap("y_pre", self._normed(a) @ self.encoder_v), carried)  # (B, H, T, K)
         y = tap("y_sparse", y)
-        xy = tap("xy_sparse", x * y)
+        xy = tap("xy_sparse", ops.product(x, y))
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", self._normed(v + self._normed(write) + parts.recall(v, carried)))
 

@@ -20,6 +20,7 @@ from bdh.ops.leaky import leaky_integrate
 from bdh.ops.lif import spiking_step
 from bdh.ops.native import FadingStep, Precision, SpikingStep, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
+from bdh.ops.parallel import product
 from bdh.ops.rotary import frequencies, rotate, rotation
 from bdh.ops.surrogate import spike_function
 
@@ -38,6 +39,7 @@ __all__ = [
     "levels_path",
     "lif_scan",
     "linear_attention",
+    "product",
     "rotate",
     "rotation",
     "spike_function",

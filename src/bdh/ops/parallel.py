@@ -5,6 +5,8 @@ Shapes: B batch, H heads, T tokens, K neurons per head, D embedding, C tokens pe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def dense(q: Tensor, v: Tensor) -> Tensor:
     for start in range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
         mine = q[:, :, start:stop]
-        row = (mine @ mine.mT).tril(-1) @ v[:, None, start:stop]
+        row = own_scores(mine).tril(-1) @ v[:, None, start:stop]
         if start:
             row = row + (mine @ q[:, :, :start].mT) @ v[:, None, :start]
         rows.append(row)
@@ -39,7 +41,7 @@ def chunked(q: Tensor, v: Tensor, rho: Tensor | None, *, owns_rho: bool = False)
     rows = []
     for start in range(0, T, BLOCK):
         q_c, v_c = q[:, :, start : start + BLOCK], v[:, None, start : start + BLOCK]
-        row = (q_c @ q_c.mT).tril(-1) @ v_c
+        row = own_scores(q_c).tril(-1) @ v_c
         if rho is not None:
             row = row + q_c @ rho
         rows.append(row)
@@ -56,3 +58,50 @@ def step(q: Tensor, v: Tensor, rho: Tensor, *, owns_rho: bool = False) -> tuple[
     if not owns_rho:
         return a, torch.addcmul(rho, q.mT, v[:, None])
     return a, rho.addcmul_(q.mT, v[:, None])
+
+
+def own_scores(q: Tensor) -> Tensor:
+    """Return q q^T (..., T, T) of q (..., T, K).
+
+    Each token is a query and a key, so the gradient is (d + d^T) q: one product, where autograd would take two.
+    """
+    if not q.requires_grad or torch.compiler.is_compiling():
+        return q @ q.mT
+    scores: Tensor = _OwnScores.apply(q)  # type: ignore[no-untyped-call]
+    return scores
+
+
+class _OwnScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor) -> Tensor:
+        ctx.save_for_backward(q)
+        return q @ q.mT
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (d,), (q,) = grads, ctx.saved_tensors
+        return (d + d.mT) @ q
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """Return x * y (B, H, T, K), in memory token by token as a decoder reads it, so that neither way needs a copy."""
+    if not (x.requires_grad or y.requires_grad) or torch.compiler.is_compiling():
+        return x * y
+    out: Tensor = _Product.apply(x, y)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        B, H, T, K = x.shape
+        out = x.new_empty(B, T, H, K, dtype=torch.result_type(x, y)).transpose(1, 2)
+        return torch.mul(x, y, out=out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (d,), (x, y) = grads, ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            return d * y, d * x
+        return torch.mul(d, y, out=torch.empty_like(x)), torch.mul(d, x, out=torch.empty_like(y))
