@@ -80,7 +80,8 @@ class _OwnScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (d,), (q,) = grads, ctx.saved_tensors
-        return (d + d.mT) @ q
+        gradient: Tensor = (d + d.mT) @ q
+        return gradient
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
