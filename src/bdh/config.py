@@ -347,3 +347,16 @@ def train_preset(name: str, **overrides: Any) -> TrainConfig:
     if name not in TRAIN_PRESETS:
         raise ValueError(f"model size {name!r}: expected one of {', '.join(TRAIN_PRESETS)}")
     return TrainConfig.from_dict(TRAIN_PRESETS[name] | overrides)
+
+
+# after the paper (arXiv 2509.26507, Sec. 4): AdamW, 1,000 steps of warm-up, linear decay to a tenth, weight decay 0.1,
+# adaptive clipping, memory carried over the minibatches of a stream; the share that is clipped to is Brock et al.'s
+PRETRAINING: dict[str, Any] = {
+    "batches": "streams",
+    "schedule": "linear",
+    "warmup_steps": 1000,
+    "min_lr_ratio": 0.1,
+    "weight_decay": 0.1,
+    "clip": "adaptive",
+    "grad_clip": 0.01,
+}
