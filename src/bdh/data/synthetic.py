@@ -92,7 +92,7 @@ SIZES = {"train": 2**20, "validation": 2**17}
 
 
 def make(name: str, split: str, seed: int = 0) -> bytes:
-    """Return the documents of a task, each behind a 0 byte, up to about the size of a split; the splits are drawn apart.
+    """Return the documents of a task, each behind a 0 byte, to about the size of a split; the splits are drawn apart.
 
     Examples:
         >>> make("copy", "train")[:1], make("copy", "train") == make("copy", "validation")
