@@ -14,7 +14,7 @@ from bdh.config import preset
 from bdh.data import Corpus
 from bdh.model import cross_entropy
 from bdh.sections import LIF, HiPPOMemory
-from bdh.train import Run, fit
+from bdh.train import Run, fit, manifest
 from bdh.train.reading import Reading
 from tolerances import CONTROL, SAME, error
 
@@ -133,6 +133,7 @@ def test_a_resumed_run_takes_the_same_steps(config: BDHConfig, tmp_path: Path) -
     for number in range(2):
         file = f"state-{number}.safetensors"
         (forgetful / "checkpoints/step-00000004" / file).write_bytes((source / file).read_bytes())
+    manifest.write(forgetful / "checkpoints/step-00000004")
     fit(BDH.from_seed(config, 1), CORPUS, train, Run(forgetful))
     mine, theirs = (load_file(folder / end / "model.safetensors") for folder in (forgetful, tmp_path / "whole"))
     assert not mine["encoder"].equal(theirs["encoder"])
