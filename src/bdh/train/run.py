@@ -35,7 +35,7 @@ from bdh.train.saving import Snapshot
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
-_SAMPLE = re.compile(r"^--- step (\d+)\n", re.MULTILINE)
+_SAMPLE = re.compile(rb"^--- step (\d+)\n", re.MULTILINE)
 KEEP = 2
 """Newest checkpoints that stay besides the best one."""
 
@@ -156,13 +156,12 @@ class Run:
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         metrics, samples = self.path / METRICS, self.path / SAMPLES
         if metrics.exists():
-            lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            files.write_text(metrics, "".join(line + "\n" for line in lines))
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            files.write_text(metrics, "".join(line + "\n" for line in lines if _step_of(line) <= step))
         if samples.exists():
-            text = samples.read_text(encoding="utf-8", errors="replace")
-            whole, _, _ = text.rpartition("\n\n")  # behind it stands what a crash cut off
-            later = [sample.start() for sample in _SAMPLE.finditer(text) if int(sample[1]) > step]
-            files.write_text(samples, text[: later[0]] if later else whole and whole + "\n\n")
+            text = samples.read_bytes()
+            later = (sample.start() for sample in _SAMPLE.finditer(text) if int(sample[1]) > step)
+            os.truncate(samples, next(later, text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0))
         if step >= 0:
             self._point(f"step-{step:08d}", best=best)
 
