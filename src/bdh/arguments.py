@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -76,6 +76,16 @@ class TrainArgs(Shape):
     """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
     json: bool = False
     """Print the result as one JSON line; progress goes to stderr."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too, to tensorboard/ in the run directory."""
+    wandb_project: str | None = None
+    """Send metrics to this project of Weights & Biases too."""
+    wandb_entity: str | None = None
+    """User or team of the project; by default the user's own choice there."""
+    wandb_run_name: str | None = None
+    """Name of the run there; by default that of the run directory."""
+    wandb_mode: Literal["online", "offline", "disabled"] | None = None
+    """Send at once, keep in the run directory for wandb sync, or neither; by default WANDB_MODE, else online."""
 
     @property
     def run_dir(self) -> Path:

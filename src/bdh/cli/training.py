@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +23,7 @@ from bdh.config import BDHConfig, TrainConfig
 from bdh.data import ByteTokenizer, load_corpus
 from bdh.model import BDH
 from bdh.train import Reporter, Run, fit
+from bdh.train.loggers import Logger, TensorBoard, WandB
 
 
 def train(args: Annotated[TrainArgs, FLAT]) -> int:
@@ -39,7 +43,11 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
     where = {"dataset": args.dataset, "data": data}
     planned = planning.make(args.model, config).to_dict()
     facts = {"model_size": args.model_size, "text": where, "plan": planned}
-    result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
+    run.loggers = _loggers(args, say)
+    with contextlib.ExitStack() as stack:
+        for logger in run.loggers:
+            stack.callback(logger.close)
+        result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
     if args.json:
         print(json_text({"run": str(run.path), **vars(result)}))
     if result.interrupted:
@@ -69,6 +77,19 @@ def _open_run(args: TrainArgs) -> Run:
     if run.kept() and args.resume_from is None:
         raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
     return run
+
+
+def _loggers(args: TrainArgs, say: Callable[[str], None]) -> list[Logger]:
+    mode = args.wandb_mode or os.environ.get("WANDB_MODE") or "online"
+    named = {"--wandb-entity": args.wandb_entity, "--wandb-run-name": args.wandb_run_name}
+    lonely = [flag for flag, value in named.items() if value is not None]
+    if lonely and args.wandb_project is None:
+        raise ValueError(f"{lonely[0]}: expected a --wandb-project beside it; name one, or leave it away")
+    loggers: list[Logger] = [TensorBoard(args.run_dir / "tensorboard")] if args.tensorboard else []
+    if args.wandb_project is not None and mode != "disabled":
+        name = args.wandb_run_name
+        loggers.append(WandB(args.run_dir, args.wandb_project, args.wandb_entity, name, mode, say))
+    return loggers
 
 
 def plan(args: Annotated[PlanArgs, FLAT]) -> int:

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
 from bdh.train import manifest
+from bdh.train.loggers import Logger
 from bdh.train.saving import Snapshot
 
 METRICS = "metrics.jsonl"
@@ -86,10 +87,11 @@ class Run:
 
     Args:
         path: the directory.
+        loggers: what else takes the metrics.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, loggers: Sequence[Logger] = ()) -> None:
+        self.path, self.loggers = Path(path), loggers
         self.checkpoints = self.path / "checkpoints"
 
     def kept(self) -> list[Path]:
@@ -127,8 +129,10 @@ class Run:
             raise ValueError(f"--out-dir {self.path} cannot be written to ({error.strerror}): choose another") from None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, and hand the record to the loggers."""
         self._append(METRICS, json.dumps(record) + "\n")
+        for logger in self.loggers:
+            logger.log(record)
 
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model said at `step` to samples.txt."""
