@@ -63,7 +63,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             # a run that goes on writes the steps after its checkpoint again: those of before are not shown
-            self._writer = SummaryWriter(self.path, purge_step=record["step"])  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(self.path, purge_step=record["step"])
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
@@ -99,7 +99,8 @@ class WandB:
             raise ValueError('--wandb-project needs wandb: pip install "bdh[log]"') from None
         self.path, self.mode, self.say = path, mode, say
         self._about = {"project": project, "entity": entity, "name": name or path.resolve().name}
-        self._wandb, self._run = wandb, None
+        self._wandb: Any = wandb
+        self._run: Any = None
 
     def log(self, record: dict[str, Any]) -> None:
         """Send the numbers of a record."""
