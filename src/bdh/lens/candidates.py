@@ -33,7 +33,8 @@ LISTS = {
     "a personal pronoun": "i me we us you ye thou thee he him she her it they them",
     "a possessive": "my mine our ours your yours thy thine his her hers its their theirs",
     "an article or demonstrative": "a an the this that these those",
-    "a preposition": "of in on at by to for from with without into upon over under after before against between through",
+    "a preposition": "of in on at by to for from with without into upon over under after before against between "
+    "through",
     "a conjunction": "and or nor but if though although because unless while than that as yet",
     "an auxiliary verb": "be am is are was were been being have has had hath do does did doth will would shall should "
     "can could may might must",
@@ -110,13 +111,11 @@ class Candidates:
             activation: (R, S) of the training text.
             most: rules per row, each of another source.
         """
-        mean = activation.mean(1)
-        centred = activation - mean[:, None]
-        total = np.square(centred).sum(1)  # (R,)
+        rows = _Rows.of(activation)
         found: list[list[Fitted]] = [[] for _ in activation]
         for source in range(len(self.partitions)):
-            self._grow(source, activation, centred, mean, total, found)
-        self._try_fixed(centred, mean, total, found)
+            self._grow(source, rows, found)
+        self._try_fixed(rows, found)
         return [_chosen(row)[:most] for row in found]
 
     def random_like(self, fitted: Fitted, rng: np.random.Generator) -> Rule:
@@ -149,77 +148,71 @@ class Candidates:
         Returns:
             (R, MOST_PARTS).
         """
-        centred = activation - activation.mean(1)[:, None]
-        total = np.square(centred).sum(1)
+        rows = _Rows.of(activation)
         reached = np.zeros((MOST_PARTS, len(activation)))
-        reached[:] = self._fixed_fit(centred, total)[1].max(0)
+        reached[:] = self._fixed_fit(rows)[1].max(0)
         for source in range(len(self.partitions)):
-            r = self._grown(source, activation, centred, total)[1]  # (P, R)
+            r = self._grown(source, rows)[1]  # (P, R)
             reached[: len(r)] = np.maximum(reached[: len(r)], r)
         return np.maximum.accumulate(reached).T
 
-    def _grow(
-        self, source: int, activation: Values, centred: Values, mean: Values, total: Values, found: list[list[Fitted]]
-    ) -> None:
+    def _grow(self, source: int, rows: _Rows, found: list[list[Fitted]]) -> None:
         """Add the rule of each row that grows out of the groups of one partition."""
-        order, r, sums = self._grown(source, activation, centred, total)
-        for row in range(len(activation) if len(order) else 0):
+        order, r, sums = self._grown(source, rows)
+        for row in range(len(found) if len(order) else 0):
             last = int((r[:, row] >= r[:, row].max() - SLACK).argmax())  # the fewest parts that are nearly as good
             if r[last, row] > 0:
-                chosen = order[: last + 1, row]
-                found[row].append(
-                    self._fitted(source, chosen, sums[chosen, row], float(mean[row]), float(r[last, row]))
-                )
+                chosen, mean = order[: last + 1, row], float(rows.mean[row])
+                found[row].append(self._fitted(source, chosen, sums[chosen, row], mean, float(r[last, row])))
 
-    def _grown(
-        self, source: int, activation: Values, centred: Values, total: Values
-    ) -> tuple[npt.NDArray[np.int64], Values, Values]:
+    def _grown(self, source: int, rows: _Rows) -> tuple[npt.NDArray[np.int64], Values, Values]:
         """Take groups one by one, the most preferred first: their order (P, R), r with 1..P of them, sums (G, R)."""
-        members, counts, S = self._members[source], self._counts[source], activation.shape[1]
-        sums = np.asarray(members @ centred.T)  # (G, R)
-        share = activation / np.maximum(activation.max(1, initial=0), 1e-30)[:, None]
-        z = _log_odds(np.asarray(members @ share.T), counts, S, share.sum(1))
+        counts, S = self._counts[source], len(rows.centred)
+        sums = np.asarray(self._members[source] @ rows.centred)  # (G, R)
+        share = (sums + counts[:, None] * rows.mean) / rows.largest
+        z = _log_odds(share, counts, S, S * rows.mean / rows.largest)
         z[sums <= 0] = -np.inf
         order = np.argsort(-z, axis=0, kind="stable")[:MOST_PARTS]  # (P, R)
         s, n = np.take_along_axis(sums, order, 0), counts[order]
         taken = np.take_along_axis(z, order, 0) > -np.inf
         s, n = np.where(taken, s, 0), np.where(taken, n, 0)
         explained = (s**2 / np.maximum(n, 1)).cumsum(0) + s.cumsum(0) ** 2 / np.maximum(S - n.cumsum(0), 1)
-        return order, _root_share(explained, total), sums
+        return order, _root_share(explained, rows.total), sums
 
-    def _fixed_fit(self, centred: Values, total: Values) -> tuple[Values, Values]:
-        """Sums of the activation where each fixed rule holds, and r: both (F, R); r is 0 where a rule may not be said."""
-        sums = np.asarray(self._fixed_members @ centred.T)
+    def _fixed_fit(self, rows: _Rows) -> tuple[Values, Values]:
+        """Sums of the activation where each fixed rule holds, and r, both (F, R); r is 0 where none may be said."""
+        sums = np.asarray(self._fixed_members @ rows.centred)
         n = self._fixed_counts[:, None].astype(np.float64)
-        rest = centred.shape[1] - n
-        r = _root_share(sums**2 / np.maximum(n, 1) + sums**2 / np.maximum(rest, 1), total)
+        rest = len(rows.centred) - n
+        r = _root_share(sums**2 / np.maximum(n, 1) + sums**2 / np.maximum(rest, 1), rows.total)
         r[(sums <= 0) | (n < MIN_COUNT) | (rest < 1)] = 0
-        r[-len(self._lists) :] *= self._enriched(centred)
+        r[-len(self._lists) :] *= self._enriched(rows)
         return sums, r
 
-    def _try_fixed(self, centred: Values, mean: Values, total: Values, found: list[list[Fitted]]) -> None:
+    def _try_fixed(self, rows: _Rows, found: list[list[Fitted]]) -> None:
         """Add the best shape, the best place and the best list of each row."""
-        sums, r = self._fixed_fit(centred, total)
+        sums, r = self._fixed_fit(rows)
         for kind in (Shape, Place, WordList):
             at = [index for index, rule in enumerate(self.fixed) if isinstance(rule, kind)]
             for row, best in enumerate(r[at].argmax(0)):
                 index = at[best]
                 if r[index, row] > 0:
                     rule, s, n = self.fixed[index], sums[index, row], self._fixed_counts[index]
-                    means = [mean[row] + s / n] * _n_parts(rule) + [mean[row] - s / (centred.shape[1] - n)]
-                    found[row].append(Fitted(rule, tuple(map(float, means)), float(r[index, row]), partition=-1))
+                    inside, outside = rows.mean[row] + s / n, rows.mean[row] - s / (len(rows.centred) - n)
+                    means = (*[float(inside)] * _n_parts(rule), float(outside))
+                    found[row].append(Fitted(rule, means, float(r[index, row]), partition=-1))
 
-    def _enriched(self, centred: Values, alpha: float = 0.05) -> npt.NDArray[np.bool_]:
+    def _enriched(self, rows: _Rows, alpha: float = 0.05) -> npt.NDArray[np.bool_]:
         """Which lists have more than their share of the tenth of words that drives a row most, (lists, R).
 
         One-sided hypergeometric test, false discovery rate (Benjamini and Hochberg) over lists and rows.
         """
         from scipy.stats import false_discovery_control, hypergeom
 
-        of_word = np.asarray(self._words @ centred.T)  # (words, R)
+        of_word = np.asarray(self._words @ rows.centred)  # (words, R)
         n_words, drawn = len(of_word), max(1, len(of_word) // 10)
         if not n_words:
-            return np.zeros((len(self._lists), len(centred)), dtype=bool)
+            return np.zeros((len(self._lists), len(rows.mean)), dtype=bool)
         top = np.zeros_like(of_word)
         np.put_along_axis(top, np.argsort(-of_word, axis=0, kind="stable")[:drawn], 1.0, axis=0)
         p = hypergeom.sf(self._is_listed @ top - 1, n_words, self._is_listed.sum(1)[:, None], drawn)
@@ -230,6 +223,24 @@ class Candidates:
         outside = mean - sums.sum() / max(1, self._members[source].shape[1] - n.sum())
         means = (*(mean + sums / n).tolist(), float(outside))
         return Fitted(partition.rule([partition.values[group] for group in chosen]), means, r, source)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Activations that rules are fitted to."""
+
+    centred: Values
+    """(S, R), the mean taken away."""
+    mean: Values
+    total: Values
+    """Sum of squares around the mean, (R,)."""
+    largest: Values
+
+    @classmethod
+    def of(cls, activation: Values) -> _Rows:
+        mean = activation.mean(1)
+        centred = np.ascontiguousarray((activation - mean[:, None]).T)
+        return cls(centred, mean, np.square(centred).sum(0), np.maximum(activation.max(1, initial=0), 1e-30))
 
 
 @dataclass(frozen=True)
@@ -251,10 +262,11 @@ def _partitions(data: Bytes) -> list[_Partition]:
     for n in (1, 2, 3, 4):
         counted = Counter(row[start : start + n] for row in rows for start in range(len(row) - n + 1))
         found.append(_Partition(_often(counted), lambda grams: Grams(tuple(grams))))
-    words = [word for _, _, word in words_of(data)]
-    so_far = Counter(word[:n] for word in words for n in range(1, len(word) + 1))
+    spans = list(words_of(data))
+    so_far = Counter(word[:n] for _, _, word in spans for n in range(1, len(word) + 1))
+    before = Counter(word for _, start, word in spans if start + len(word) < data.shape[1])
     found.append(_Partition(_often(_texts(so_far)), lambda listed: WordList(tuple(listed), "so far")))
-    found.append(_Partition(_often(_texts(Counter(words))), lambda listed: WordList(tuple(listed), "after")))
+    found.append(_Partition(_often(_texts(before)), lambda listed: WordList(tuple(listed), "after")))
     return found
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from bdh.lens.inspection import Context, plain
 from bdh.lens.names import check_signal
 from bdh.lens.neurons import BLOCK_CELLS, Ids, as_bytes, context_at
-from bdh.lens.panel import Panel, Table
 from bdh.lens.rules import WORD, Bytes
 from bdh.model import BDH, evaluating
 
@@ -189,52 +188,6 @@ def find_neurons(
     )
 
 
-def find_panel(found: Found, neurons_per_head: int) -> Panel:
-    """Return what was found as a finding.
-
-    Args:
-        found: what `find_neurons` returned.
-        neurons_per_head: K of the model, to write ids as head and index.
-    """
-    columns = (
-        "neuron", "head:index", "level", "fires", "others fire", "effect", "low", "high",
-        "same ending fires", "effect ", "low ", "high ", "q", "effect by level",
-    )  # fmt: skip
-    rows = []
-    for one in found.neurons:
-        e = one.ending
-        rows.append(
-            (
-                one.neuron, f"h{one.neuron // neurons_per_head}:{one.neuron % neurons_per_head}", one.level, one.fires,
-                one.other.fires, one.other.rank_biserial, one.other.low, one.other.high,
-                *((e.fires, e.rank_biserial, e.low, e.high) if e else (None,) * 4),
-                one.q, " ".join(f"{r:.2f}" for r in one.profile),
-            )
-        )  # fmt: skip
-    what = " or ".join(f'"{word}"' for word in found.words[:5]) + (" ..." if len(found.words) > 5 else "")
-    return Panel(
-        key="find",
-        title=f"Neurons that fire for {what}",
-        note=wording(found),
-        baseline=f"{found.by_chance:.1f} pairs pass with shuffled labels, {found.untrained} in an untrained model",
-        tables={"neurons that pass": Table(columns, tuple(rows))},
-    )
-
-
-def wording(found: Found) -> str:
-    """Say in a sentence or two what was found."""
-    occurrences, other, ending = found.n_report
-    control = f" and than {ending} other words with the same last byte" if ending else ""
-    missing = "" if ending else "; too few other words end with the same byte to tell the word from its last byte"
-    how_many = f"{len(found.neurons)} neurons pass" if len(found.neurons) > 1 else "1 neuron passes"
-    return (
-        f"{how_many if found.neurons else 'None passes'}: more active at the last byte of {occurrences} occurrences than of "
-        f"{other} other words of the same length{control}, after selection on {found.n_selection[0]} other occurrences "
-        f"({found.n_selected:,} of {found.n_tested:,} neurons at levels selected, {found.n_passing:,} confirmed at a false "
-        f"discovery rate of {found.alpha:g}){missing}."
-    )
-
-
 def _wanted(words: str | Sequence[str], case: bool) -> list[bytes]:
     listed = [words] if isinstance(words, str) else list(words)
     if not listed:
@@ -255,11 +208,11 @@ def _units(
     at = np.array([end for end, _ in found], dtype=np.int64)
     length = np.array([len(word) for _, word in found], dtype=np.int64)
     last = np.array([word[-1] for _, word in found], dtype=np.int64)
+    name = f"word {wanted[0].decode()!r}" + (f" and {len(wanted) - 1} others" if len(wanted) > 1 else "")
     if is_wanted.sum() < 2 * LEAST:
         raise ValueError(
-            f"word {wanted[0].decode()!r}{' and the others' if len(wanted) > 1 else ''}: expected at least {2 * LEAST} "
-            f"occurrences with {context} bytes read before their end, got {is_wanted.sum()} in {len(data):,} bytes; give "
-            "more text, or more words of the concept"
+            f"{name}: expected at least {2 * LEAST} occurrences that end {context} bytes or more into the text, got "
+            f"{is_wanted.sum()} in {len(data):,} bytes; give more text, or more words of the concept"
         )
     (occurrences,) = is_wanted.nonzero()
     cut = occurrences[len(occurrences) // 2]  # as many on either side, and no text on both
@@ -270,8 +223,8 @@ def _units(
         halves.append([mine, _alike(mine, length, rest, rng), _alike(mine, last, rest, rng)])
         if len(halves[-1][1]) < LEAST:
             raise ValueError(
-                f"word {wanted[0].decode()!r}: expected at least {LEAST} other words of the same length in each half of "
-                f"the text, got {len(halves[-1][1])}; give more text"
+                f"{name}: expected at least {LEAST} other words of the same length in each half of the text, got "
+                f"{len(halves[-1][1])}; give more text"
             )
     if min(len(half[2]) for half in halves) < LEAST:
         for half in halves:
@@ -298,10 +251,10 @@ def _drawn(rows: npt.NDArray[np.int64], most: int, rng: np.random.Generator) -> 
 
 
 def _shuffled(half: Groups, rng: np.random.Generator) -> Groups:
-    mixed = rng.permutation(np.unique(np.concatenate(half)))
-    sizes = np.cumsum([len(group) for group in half])
-    # a word may be in both comparisons, and is one unit: the groups of a shuffle share units likewise
-    return tuple(np.take(mixed, range(stop - len(group), stop), mode="wrap") for group, stop in zip(half, sizes, strict=True))
+    """The same groups, of which a word may be in two, with other units in each place."""
+    units = np.unique(np.concatenate(half))
+    mixed = rng.permutation(units)
+    return tuple(mixed[np.searchsorted(units, group)] for group in half)
 
 
 def _passages(data: Bytes, ends: npt.NDArray[np.int64], context: int) -> Tensor:
@@ -324,7 +277,8 @@ def _at_ends(model: BDH, data: Bytes, ends: npt.NDArray[np.int64], context: int,
                 return tensor
 
             model(_passages(data, ends[rows], context).to(model.encoder.device), tap=keep)
-    return out.reshape(len(ends), L * N)
+    flat: Floats = out.reshape(len(ends), L * N)
+    return flat
 
 
 def _passing(
@@ -361,13 +315,14 @@ def _p(activation: Floats, half: Groups) -> Floats:
     return p
 
 
-def _rank_biserial(c: Floats, r: Floats) -> Floats:
-    """2 AUROC - 1 of two samples of one neuron, as the signs of all differences (n1, n0)."""
-    return np.sign(c[:, None] - r[None, :]).astype(np.float64)
+def _signs(c: Floats, r: Floats) -> npt.NDArray[np.float64]:
+    """Signs of all differences of two samples of one neuron (n1, n0); their mean is 2 AUROC - 1."""
+    signs: npt.NDArray[np.float64] = np.sign(c[:, None] - r[None, :]).astype(np.float64)
+    return signs
 
 
 def _effect(c: Floats, r: Floats, rng: np.random.Generator) -> Effect:
-    signs = _rank_biserial(c, r)
+    signs = _signs(c, r)
     n, m = signs.shape
     mine = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     other = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES)
@@ -385,7 +340,7 @@ def _neurons(
 
     def selecting(pair: int) -> float:
         a = activation[:, pair]
-        return min(_rank_biserial(a[first[0]], a[group]).mean() for group in first[1:] if len(group))
+        return min(float(_signs(a[first[0]], a[group]).mean()) for group in first[1:] if len(group))
 
     best: dict[int, tuple[float, int]] = {}
     for index, pair in enumerate(passing.tolist()):
@@ -404,7 +359,7 @@ def _neurons(
                 other=_effect(a[mine], a[other], rng),
                 ending=_effect(a[mine], a[ending], rng) if len(ending) else None,
                 q=float(q[index]),
-                profile=tuple(float(_rank_biserial(one[mine], one[other]).mean()) for one in profile),
+                profile=tuple(float(_signs(one[mine], one[other]).mean()) for one in profile),
                 contexts=tuple(context_at(data, int(ends[u]), float(a[u]), 28) for u in strongest if a[u] > 0),
             )
         )

@@ -19,7 +19,6 @@ import torch
 from bdh.lens.candidates import MOST_PARTS, Candidates, Fitted, Values, n_parts
 from bdh.lens.inspection import plain, readable
 from bdh.lens.neurons import Ids, as_bytes, blocks, gather
-from bdh.lens.panel import Panel, Table
 from bdh.lens.rules import Bytes, Rule
 from bdh.model import BDH
 
@@ -174,9 +173,7 @@ def label_neurons(
             windows, activation, chosen, candidates=candidates, untrained=untrained, level=level, most=most, seed=seed
         )
         progress(len(found))
-    return [
-        Labelled(**{**vars(labelled), "promotes": _promotes(model, labelled.neuron)}) for labelled in found
-    ]
+    return [Labelled(**{**vars(labelled), "promotes": _promotes(model, labelled.neuron)}) for labelled in found]
 
 
 def label_activations(
@@ -241,41 +238,6 @@ def label_activations(
             )
         )
     return found
-
-
-def labels_panel(found: Sequence[Labelled], neurons_per_head: int) -> Panel:
-    """Return the labels as a finding, beside what chance and an untrained model reach.
-
-    Args:
-        found: what `label_neurons` returned.
-        neurons_per_head: K of the model, to write ids as head and index.
-    """
-    columns = ("neuron", "head:index", "level", "label", "pearson", "low", "high", "needed", "auroc", "bal. acc.", "holds")
-    rows = []
-    for one in found:
-        score = one.candidates[0].score if one.candidates else None
-        at = f"h{one.neuron // neurons_per_head}:{one.neuron % neurons_per_head}"
-        figures = (
-            (score.pearson, score.low, score.high, one.needed, score.auroc, score.balanced_accuracy, score.match_rate)
-            if score
-            else (None, None, None, one.needed, None, None, None)
-        )
-        rows.append((one.neuron, at, one.level, one.label or "no label", *figures))
-    chance = max((one.shifted for one in found), default=0.0)
-    baseline = (
-        f"the same search for shifted activation reaches {chance:.2f} at most; rules of as many parts reach "
-        f"{min((one.untrained for one in found), default=0.0):.2f} to {max((one.untrained for one in found), default=0.0):.2f} "
-        "for the best twentieth of the neurons of an untrained model"
-    )
-    return Panel(
-        key="labels",
-        title="What neurons fire for",
-        note=f"Rules found on one half of the text and scored on the other. {sum(one.label is not None for one in found)} "
-        f"of {len(found)} neurons get a label: the lower end of the 95 % interval of their rule's correlation exceeds "
-        "the column needed.",
-        baseline=baseline,
-        tables={"labels": Table(columns, tuple(rows))},
-    )
 
 
 def _read(model: BDH, windows: Bytes, signal: str, neurons: Sequence[int]) -> Values:
@@ -349,9 +311,9 @@ def _profile(rule: Rule | None, data: Bytes, activation: Values) -> tuple[AtLeve
 
 def _pearson(p: Values, a: Values) -> float:
     """Correlation; 0 where one of them does not vary, for then nothing is foretold."""
-    p, a = p - p.mean(), a - a.mean()
-    scale = np.sqrt((p @ p) * (a @ a))
-    return float(p @ a / scale) if scale > 1e-12 * len(p) * max(1e-30, abs(a).max() * abs(p).max()) else 0.0
+    if np.ptp(p) == 0 or np.ptp(a) == 0:
+        return 0.0
+    return float(np.corrcoef(p, a)[0, 1])
 
 
 def _pearson_interval(p: Values, a: Values, rng: np.random.Generator) -> tuple[float, float]:
@@ -368,7 +330,7 @@ def _pearson_interval(p: Values, a: Values, rng: np.random.Generator) -> tuple[f
 
 
 def _auroc(activation: Values, holds: npt.NDArray[np.bool_]) -> float | None:
-    """P(active here > active there) + P(equal) / 2, here where the rule holds; None if it holds everywhere or nowhere."""
+    """P(active where the rule holds > elsewhere) + P(equal) / 2; None if it holds everywhere or nowhere."""
     from scipy.stats import rankdata
 
     n, rest = int(holds.sum()), int((~holds).sum())

@@ -299,7 +299,9 @@ def _contexts(
     best = np.argsort(-value, axis=1, kind="stable")[:, :k]
     return [
         tuple(
-            context_at(data, int(position[row, w]), value[row, w].item(), margin) for w in best[row] if value[row, w] > 0
+            context_at(data, int(position[row, w]), value[row, w].item(), margin)
+            for w in best[row]
+            if value[row, w] > 0
         )
         for row in range(len(chosen))
     ]

@@ -22,9 +22,10 @@ from bdh.lens.inspection import readable
 
 Bytes = npt.NDArray[np.uint8]
 Parts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 WORD = re.compile(rb"[A-Za-z\x80-\xff]+")
-"""A word: letters, and the bytes of characters beyond ASCII. A-Z counts as a-z; other letters are compared as they are."""
+"""A word: letters, and the bytes of characters beyond ASCII. A-Z counts as a-z; other letters are as they are."""
 
 Where = Literal["so far", "inside", "after"]
 What = Literal["window", "line", "word"]
@@ -46,7 +47,7 @@ class Rule(ABC):
             data: (W, T) windows of bytes, or (T,).
         """
 
-    def matches(self, data: Bytes) -> npt.NDArray[np.bool_]:
+    def matches(self, data: Bytes) -> Flags:
         """Return where the rule holds, in the shape of the data."""
         return self.which(data) >= 0
 
@@ -172,7 +173,11 @@ class Place(Rule):
         low, thing = self.low + 1, {"window": "what is read", "line": "a line", "word": "a word"}[self.what]
         if self.high is None:
             return f"from byte {low:,} of {thing} on"
-        return f"on byte {low:,} of {thing}" if self.high == self.low else f"on bytes {low:,} to {self.high + 1:,} of {thing}"
+        return (
+            f"on byte {low:,} of {thing}"
+            if self.high == self.low
+            else f"on bytes {low:,} to {self.high + 1:,} of {thing}"
+        )
 
     def which(self, data: Bytes) -> Parts:
         """Return 0 where the byte is in this place."""
@@ -217,7 +222,7 @@ def words_of(data: Bytes) -> Iterator[tuple[int, int, bytes]]:
             yield row, match.start(), match[0].lower()
 
 
-def _is(allowed: Callable[[str], bool]) -> npt.NDArray[np.bool_]:
+def _is(allowed: Callable[[str], bool]) -> Flags:
     return np.array([byte < 0x80 and allowed(chr(byte)) for byte in range(256)])
 
 
@@ -227,16 +232,16 @@ _LETTER = _UPPER | _LOWER | _BEYOND
 _PUNCTUATION = _is(str.isprintable) & ~(_LETTER | _DIGIT | _SPACE)
 
 
-def _before(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _before(flags: Flags) -> Flags:
     """What held one byte earlier in the window; nothing did before its beginning."""
     return np.concatenate([np.zeros_like(flags[..., :1]), flags[..., :-1]], axis=-1)
 
 
-def _word_start(data: Bytes) -> npt.NDArray[np.bool_]:
+def _word_start(data: Bytes) -> Flags:
     return _LETTER[data] & ~_before(_LETTER[data])
 
 
-def _since(starts: npt.NDArray[np.bool_]) -> Parts:
+def _since(starts: Flags) -> Parts:
     """Bytes since the latest start, the beginning of the window being one."""
     at = np.broadcast_to(np.arange(starts.shape[-1]), starts.shape)
     return at - np.maximum.accumulate(np.where(starts, at, 0), axis=-1)
@@ -248,15 +253,17 @@ def _places(what: What, data: Bytes) -> Parts:
     return _since(_before(data == 0x0A) if what == "line" else np.zeros(data.shape, dtype=bool))
 
 
-def _capitalised(data: Bytes) -> npt.NDArray[np.bool_]:
-    return _LETTER[data] & _at_word_start(_UPPER[data], data)
+def _capitalised(data: Bytes) -> Flags:
+    found: Flags = _LETTER[data] & _at_word_start(_UPPER[data], data)
+    return found
 
 
-def _capitals(data: Bytes) -> npt.NDArray[np.bool_]:
+def _capitals(data: Bytes) -> Flags:
     """Two or more capitals of a word that has had nothing else."""
     capitals = np.cumsum(_UPPER[data], axis=-1)
     place = _places("word", data)
-    return _capitalised(data) & (place >= 1) & (capitals - _at_word_start(capitals, data) == place)
+    found: Flags = _capitalised(data) & (place >= 1) & (capitals - _at_word_start(capitals, data) == place)
+    return found
 
 
 def _at_word_start(values: npt.NDArray[Any], data: Bytes) -> npt.NDArray[Any]:
@@ -264,7 +271,7 @@ def _at_word_start(values: npt.NDArray[Any], data: Bytes) -> npt.NDArray[Any]:
     return np.take_along_axis(values, np.arange(data.shape[-1]) - _since(_word_start(data)), axis=-1)
 
 
-SHAPES: dict[str, tuple[str, Callable[[Bytes], npt.NDArray[np.bool_]]]] = {
+SHAPES: dict[str, tuple[str, Callable[[Bytes], Flags]]] = {
     "letter": ("on a letter", lambda data: _LETTER[data]),
     "lower case": ("on a lower-case letter", lambda data: _LOWER[data]),
     "upper case": ("on a capital letter", lambda data: _UPPER[data]),
