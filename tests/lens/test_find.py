@@ -15,12 +15,12 @@ from bdh.lens.neuron_panels import find_panel, wording
 from bdh.lens.record import record
 
 CONFIG = BDHConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=2)
-VOCABULARY = "love give have fine tree that with from this your lore dove much home gold king".split()
+WORDS = "love give have fine tree that with from this your lore dove much home gold king"
 
 
 def text_of(n_words: int, seed: int = 0) -> bytes:
     rng = np.random.default_rng(seed)
-    return (" ".join(rng.choice(VOCABULARY, n_words)) + ".").encode()
+    return (" ".join(rng.choice(WORDS.split(), n_words)) + ".").encode()
 
 
 TEXT = text_of(2000)
@@ -139,6 +139,7 @@ def test_the_unit_is_the_occurrence() -> None:
 
 
 def test_activations_are_those_of_a_recording(model: BDH) -> None:
+    model.eval()
     data = np.frombuffer(TEXT, dtype=np.uint8)
     ends = np.array([40, 77, 200])
     for signal in ("x_sparse", "xy_sparse"):

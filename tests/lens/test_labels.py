@@ -14,17 +14,19 @@ from bdh.lens.neuron_panels import labels_panel
 from bdh.lens.rules import Grams, Place, Shape, WordList, rule_from_dict
 
 CONFIG = BDHConfig(n_layer=1, n_embd=32, n_head=2, mlp_internal_dim_multiplier=2)
-VOCABULARY = (
-    "quick queen quiet hut thus under run sun but upon love thin man moth he saw her other me of tree hats she here him "
-    "path rat at drum it bus nut plum they"
-).split()
+WORDS = (
+    "quick queen quiet hut thus under run sun but upon love thin man moth he saw her other me of tree hats she here "
+    "him path rat at drum it bus nut plum they"
+)
 T = 16
 
 
 def text_of(n_words: int, seed: int = 0) -> bytes:
     rng = np.random.default_rng(seed)
     joints = rng.choice([" ", " ", " ", ", ", ".\n"], n_words)
-    return "".join(word + joint for word, joint in zip(rng.choice(VOCABULARY, n_words), joints, strict=True)).encode()
+    return "".join(
+        word + joint for word, joint in zip(rng.choice(WORDS.split(), n_words), joints, strict=True)
+    ).encode()
 
 
 TEXT = text_of(3000)
@@ -216,11 +218,12 @@ def test_scores_equal_their_definitions() -> None:
     b = p + rng.normal(size=(30, 8))
     assert _pearson(p.ravel(), b.ravel()) == pytest.approx(np.corrcoef(p.ravel(), b.ravel())[0, 1])
     assert _pearson(p.ravel(), np.full(240, 0.1)) == 0
-    low, high = _pearson_interval(p, b, rng)
+    drawn = rng.multinomial(30, np.full(30, 1 / 30), size=1000).astype(float)
+    low, high = _pearson_interval(p, b, drawn)
     assert low < _pearson(p.ravel(), b.ravel()) < high
     # windows are the unit: the same values in windows that repeat themselves are known less well
     again = np.repeat(p[:, :1], 8, 1), np.repeat(b[:, :1], 8, 1)
-    wide = _pearson_interval(*again, rng)
+    wide = _pearson_interval(*again, drawn)
     assert wide[1] - wide[0] > 1.5 * (high - low)
 
 

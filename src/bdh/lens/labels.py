@@ -213,9 +213,11 @@ def label_activations(
         for index, (row, fitted) in enumerate(_best_level(candidates.fit(moved[0]), n)):
             if fitted:
                 shifted[shift, index] = _pearson(fitted[0].simulate(data[half:]).ravel(), moved[1][row])
+    W = len(data) - half
+    drawn = rng.multinomial(W, np.full(W, 1 / W), size=RESAMPLES).astype(np.float64)
     found = []
     for index, (row, fitted) in enumerate(best):
-        scored = tuple(Candidate(f.rule, f.means, _score(f, data[half:], held[row], rng)) for f in fitted)
+        scored = tuple(Candidate(f.rule, f.means, _score(f, data[half:], held[row], drawn)) for f in fitted)
         random = least = 0.0
         if fitted:
             least = float(untrained[n_parts(fitted[0]) - 1])
@@ -279,9 +281,9 @@ def _best_level(fitted: list[list[Fitted]], n: int) -> list[tuple[int, list[Fitt
     return found
 
 
-def _score(fitted: Fitted, data: Bytes, activation: Values, rng: np.random.Generator) -> Score:
+def _score(fitted: Fitted, data: Bytes, activation: Values, drawn: Values) -> Score:
     simulated, holds = fitted.simulate(data), fitted.rule.matches(data).ravel()
-    low, high = _pearson_interval(simulated, activation.reshape(data.shape), rng)
+    low, high = _pearson_interval(simulated, activation.reshape(data.shape), drawn)
     return Score(
         pearson=_pearson(simulated.ravel(), activation),
         low=low,
@@ -316,15 +318,13 @@ def _pearson(p: Values, a: Values) -> float:
     return float(np.corrcoef(p, a)[0, 1])
 
 
-def _pearson_interval(p: Values, a: Values, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % bootstrap interval of the correlation of (W, T) values, whole windows drawn again."""
-    W, T = p.shape
+def _pearson_interval(p: Values, a: Values, drawn: Values) -> tuple[float, float]:
+    """95 % bootstrap interval of the correlation of (W, T) values; drawn: how often each window is in a resample."""
     p, a = p - p.mean(), a - a.mean()
     sums = np.stack([p.sum(1), a.sum(1), (p * p).sum(1), (a * a).sum(1), (p * a).sum(1)], 1)
-    drawn = rng.multinomial(W, np.full(W, 1 / W), size=RESAMPLES)
-    mp, ma, pp, aa, pa = (drawn @ sums / (W * T)).T
+    mp, ma, pp, aa, pa = (drawn @ sums / p.size).T
     scale = np.sqrt(np.maximum(pp - mp**2, 0) * np.maximum(aa - ma**2, 0))
-    r = np.divide(pa - mp * ma, scale, out=np.zeros(RESAMPLES), where=scale > 0)
+    r = np.divide(pa - mp * ma, scale, out=np.zeros(len(drawn)), where=scale > 0)
     low, high = np.quantile(r, (0.025, 0.975))
     return float(low), float(high)
 
