@@ -295,7 +295,7 @@ def _listed(things: Any, most: int = 12) -> str:
         >>> _listed("abc", most=2)
         "'a', 'b' or 1 more"
     """
-    quoted = [f"'{thing}'" for thing in things]
+    quoted = [f'"{thing}"' if "'" in thing else f"'{thing}'" for thing in things]
     if len(quoted) > most:
         quoted[most:] = [f"{len(quoted) - most} more"]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
