@@ -150,7 +150,7 @@ def find_neurons(
         >>> model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
         >>> found = find_neurons(model, b"all you need is love, that is all. " * 30, "love", context=16, shuffles=2)
         >>> found.n_tested, found.n_report
-        (64, (15, 15, 0))
+        (64, (15, 29, 0))
     """
     check_signal(signal)
     wanted = _wanted(words, case)

@@ -206,13 +206,7 @@ def label_activations(
     train = activation[:, levels, :half].reshape(n * len(levels), -1)
     held = activation[:, levels, half:].reshape(n * len(levels), -1)
     best = _best_level(candidates.fit(train, most), n)
-    shifted = np.zeros((SHIFTS, n))
-    for shift in range(SHIFTS):
-        # each half against itself, by at least a window, so that what stays is the activation's own rhythm
-        moved = [np.roll(part, rng.integers(data.shape[1], part.shape[1] - data.shape[1]), 1) for part in (train, held)]
-        for index, (row, fitted) in enumerate(_best_level(candidates.fit(moved[0]), n)):
-            if fitted:
-                shifted[shift, index] = _pearson(fitted[0].simulate(data[half:]).ravel(), moved[1][row])
+    shifted = _shifted(candidates, train, held, data[half:], n, rng)
     W = len(data) - half
     drawn = rng.multinomial(W, np.full(W, 1 / W), size=RESAMPLES).astype(np.float64)
     found = []
@@ -223,7 +217,7 @@ def label_activations(
             least = float(untrained[n_parts(fitted[0]) - 1])
             rules = [candidates.random_like(fitted[0], rng) for _ in range(SHIFTS)]
             random = max(_pearson(rule.matches(data[half:]).ravel().astype(float), held[row]) for rule in rules)
-        chance = max(0.0, float(shifted[:, index].max()))
+        chance = max(0.0, float(shifted[index]))
         needed = max(LEAST, least, chance, random)
         stands = bool(scored) and scored[0].score.low > needed
         found.append(
@@ -249,6 +243,22 @@ def _read(model: BDH, windows: Bytes, signal: str, neurons: Sequence[int]) -> Va
     read = [gather(model, idx, signal, pairs) for _, idx in blocks(model, windows.ravel(), windows.shape[1])]
     activation: Values = torch.cat(read, 1).double().numpy().reshape(len(neurons), L, *windows.shape)
     return activation
+
+
+def _shifted(
+    candidates: Candidates, train: Values, held: Values, data: Bytes, n: int, rng: np.random.Generator
+) -> Values:
+    """The best held-out correlation, for each neuron, of labels found after the activation was shifted, (n,)."""
+    reached = np.zeros((SHIFTS, n))
+    T = data.shape[1]
+    for shift in range(SHIFTS):
+        # each half in a circle and by at least a window: what stays is the activation's own rhythm
+        moved = [np.roll(part, rng.integers(T, part.shape[1] - T), 1) for part in (train, held)]
+        for index, (row, fitted) in enumerate(_best_level(candidates.fit(moved[0]), n)):
+            if fitted:
+                reached[shift, index] = _pearson(fitted[0].simulate(data).ravel(), moved[1][row])
+    best: Values = reached.max(0)
+    return best
 
 
 def _untrained(
