@@ -79,7 +79,7 @@ def neuron_statistics(model: BDH, ids: Ids, *, signal: str = "x_sparse", window:
         torch.Size([2, 64])
     """
     names = _level_names(model, signal)
-    data = _as_bytes(ids, "validation text")
+    data = as_bytes(ids, "validation text")
     shape = (model.config.n_layer, model.config.n_neurons)
     total, squares = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     largest, fires = torch.full(shape, -math.inf), torch.zeros(shape, dtype=torch.int64)
@@ -95,7 +95,7 @@ def neuron_statistics(model: BDH, ids: Ids, *, signal: str = "x_sparse", window:
         return count(name, tensor)
 
     with evaluating(model):
-        for _, idx in _blocks(model, data, window):
+        for _, idx in blocks(model, data, window):
             model(idx, tap=add)
     mean = total / len(data)
     std = (squares / len(data) - mean.square()).clamp(min=0).sqrt()
@@ -148,7 +148,7 @@ def inspect_text(
     for name, value in {"top": top, "telling": telling, "contexts": contexts, "min_fires": min_fires}.items():
         if value < 1:
             raise ValueError(f"{name}={value}: expected an integer >= 1")
-    text, baseline = _as_bytes(idx, "text"), _as_bytes(baseline_ids, "validation text")
+    text, baseline = as_bytes(idx, "text"), as_bytes(baseline_ids, "validation text")
     stats = neuron_statistics(model, baseline, signal=signal, window=window)
     words = [match.span() for match in re.finditer(rb"[^ \t\n\r\v\f]+", text.tobytes())]
     reader = _Reader(model, stats, signal, rank, text, words, (top, telling, min_fires))
@@ -268,7 +268,7 @@ def _raster(model: BDH, reader: _Reader, signal: str, text: npt.NDArray[np.uint8
     spans = (*reader.by_word, *reader.by_byte)
     found = [*reader.telling, *(span[rank] for rank in range(reader.top) for span in spans if rank < len(span))]
     chosen = list(dict.fromkeys((f.level, f.neuron) for f in found))[:RASTER_ROWS]
-    values = _gather(model, _ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
+    values = gather(model, _ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
     peak = values.numpy().argmax(-1) if chosen else np.zeros(0, dtype=np.int64)
     order = sorted(range(len(chosen)), key=lambda row: (chosen[row][0], int(peak[row]), chosen[row][1]))
     return Raster(
@@ -290,8 +290,8 @@ def _contexts(
         return []
     values, positions = [], []
     with evaluating(model):
-        for start, idx in _blocks(model, data, window):
-            block = _gather(model, idx, signal, chosen).numpy()  # (rows, B, T)
+        for start, idx in blocks(model, data, window):
+            block = gather(model, idx, signal, chosen).numpy()  # (rows, B, T)
             at = block.argmax(-1)
             values.append(np.take_along_axis(block, at[..., None], -1)[..., 0])
             positions.append(start + np.arange(idx.shape[0]) * idx.shape[1] + at)
@@ -299,13 +299,15 @@ def _contexts(
     best = np.argsort(-value, axis=1, kind="stable")[:, :k]
     return [
         tuple(
-            _context(data, int(position[row, w]), value[row, w].item(), margin) for w in best[row] if value[row, w] > 0
+            context_at(data, int(position[row, w]), value[row, w].item(), margin)
+            for w in best[row]
+            if value[row, w] > 0
         )
         for row in range(len(chosen))
     ]
 
 
-def _context(data: npt.NDArray[np.uint8], position: int, activation: float, margin: int) -> Context:
+def context_at(data: npt.NDArray[np.uint8], position: int, activation: float, margin: int) -> Context:
     start, stop = max(0, position - margin), min(len(data), position + margin + 1)
     # whole characters: a continuation byte is 10xxxxxx
     while start < position and data[start] & 0xC0 == 0x80:
@@ -331,7 +333,7 @@ def _telling(firing: Firing, stats: NeuronStatistics, reader: _Reader, contexts:
     )
 
 
-def _gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Tensor:
+def gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Tensor:
     """Activations of the chosen (level, neuron) pairs at each token, (rows, B, T), on the CPU."""
     names, K = _level_names(model, signal), model.config.neurons_per_head
     out = torch.zeros(len(chosen), *idx.shape)
@@ -349,7 +351,7 @@ def _gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Ten
     return out
 
 
-def _blocks(model: BDH, data: npt.NDArray[np.uint8], window: int) -> Iterator[tuple[int, Tensor]]:
+def blocks(model: BDH, data: npt.NDArray[np.uint8], window: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (position of the first byte, ids (B, window)) over the text, its rest (1, fewer) last."""
     if window < 1:
         raise ValueError(f"window={window}: expected an integer >= 1, for example 256")
@@ -375,7 +377,7 @@ def _shown(token: int) -> str:
     return readable(bytes([token]), "␣")[0] if token < 256 else f"#{token}"
 
 
-def _as_bytes(ids: Ids, what: str) -> npt.NDArray[np.uint8]:
+def as_bytes(ids: Ids, what: str) -> npt.NDArray[np.uint8]:
     """Check one sequence of byte ids, (T,) or (1, T)."""
     if isinstance(ids, bytes):
         data = np.frombuffer(ids, dtype=np.uint8)

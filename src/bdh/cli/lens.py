@@ -1,0 +1,14 @@
+"""Commands that look into a model one question at a time: `bdh lens ...`."""
+
+from __future__ import annotations
+
+from bdh.cli.lens_labels import find, label
+from bdh.parsing import Group
+
+LENS = Group(
+    "Look into a model: neurons, concepts, synapses, memory, wiring.",
+    {
+        "find": find,
+        "label": label,
+    },
+)
