@@ -1,6 +1,6 @@
 """What `bdh.lens.record` costs: a pass with recording at the default names beside the same pass without.
 
-    python benchmarks/recording.py
+python benchmarks/recording.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZES = ((1, 1), (1, 256), (8, 128), (8, 256))
 
 
 def main() -> None:
-    """Print the medians of processor time, of passes that take turns: what else the machine does disturbs them little."""
+    """Print medians of the processor time of passes that take turns, which other work disturbs little."""
     torch.set_num_threads(1)
     print("| model | batch x tokens | pass, ms of processor time | recorded | quotient |\n|---|---|---|---|---|")
     for name, config in SHAPES.items():

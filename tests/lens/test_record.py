@@ -247,7 +247,7 @@ class Work(TorchDispatchMode):
         super().__init__()
         self.done: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.done.append(str(func))
         return func(*args, **(kwargs or {}))
 
