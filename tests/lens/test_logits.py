@@ -70,7 +70,9 @@ def test_the_parts_sum_to_the_logit_and_to_nothing_less(kind: str, position: int
         assert found.logit == pytest.approx(expected.item(), rel=1e-12)
         # without one part of some size it is another number
         assert error(wide(sum(parts) - max(parts, key=abs)), expected) > CONTROL
-        assert error(wide(found.embedding), expected) > CONTROL
+        # the first token finds an empty memory, so no gate opens; HiPPO has read the token itself
+        alone = position == 0 and kind != "advanced"
+        assert (error(wide(found.embedding), expected) <= EXACT) == alone
     assert any(found.recalled) == (kind == "advanced")
 
 

@@ -124,7 +124,7 @@ def test_planted_neurons_that_fire_before_uncertain_predictions_are_found() -> N
     at = {(c.level, c.signal, c.neurons, c.against): c for c in found.correlations}
     entropy = at[0, "x", "fast", "entropy"]
     assert entropy.pearson is not None
-    assert abs(entropy.pearson) > 0.9
+    assert entropy.pearson > 0.9
     assert abs(entropy.init_pearson or 0) < 0.6
     assert at[0, "x", "slow", "surprisal"].pearson is None
 
