@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from bdh import BDH, BDHConfig
-from bdh.lens import record, repeated_words, surprise
+from bdh.lens import measure_repetition, measure_surprise, record, repeated_words
 from bdh.lens.surprise import correlate
 
 MODELS = {"bdh": {}, "hatching": {"variant": "hatching"}, "advanced": {"variant": "advanced"}}
@@ -31,6 +31,9 @@ def test_the_task_repeats_a_random_word_after_a_fixed_warm_up() -> None:
     assert len({tuple(word) for word in words.tolist()}) == 40
     assert rows.min() >= ord("a")
     assert rows.max() <= ord("z")
+    other = repeated_words(40, seed=3, repeated=False)
+    assert torch.equal(other[:, :21], rows[:, :21])
+    assert (other[:, 21:] != rows[:, 21:]).float().mean() > 0.9  # one letter in 26 is the same by chance
     assert torch.equal(rows, repeated_words(40, seed=3))
     assert not torch.equal(rows, repeated_words(40, seed=4))
     assert torch.equal(repeated_words(40)[:7], repeated_words(7))  # more words, the same first ones
@@ -41,7 +44,7 @@ def test_the_task_repeats_a_random_word_after_a_fixed_warm_up() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_is_measured_is_what_the_pass_has(kind: str) -> None:
     model, ids = small(**MODELS[kind]), repeated_words(3)
-    found = surprise(model, ids, resamples=200)
+    found = measure_surprise(model, ids, resamples=200)
     logits, trace = record(model, ids, ("layers.*.x_sparse", "layers.*.xy_sparse"))
     log_p = logits.double().log_softmax(-1)
     expected = -log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
@@ -72,8 +75,35 @@ def test_what_is_measured_is_what_the_pass_has(kind: str) -> None:
         assert one.pearson != pytest.approx(stats.pearsonr(x, other).statistic, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_effects_are_changes_less_those_of_the_control(kind: str) -> None:
+    model = small(**MODELS[kind])
+    found = measure_repetition(model, words=5, resamples=300)
+    told, other = (repeated_words(5, repeated=repeated) for repeated in (True, False))
+    K = model.config.neurons_per_head
+    traces = [record(model, ids, ("logits", "layers.*.x_sparse", "layers.*.xy_sparse"))[1] for ids in (told, other)]
+    for change in found.changes:
+        name = f"layers.{change.level}.{change.signal}_sparse"
+        half = slice(0, K // 2) if change.neurons == "fast" else slice(K // 2, K)
+        same, control = ((trace[name][..., half] > 0).double().mean((1, 3)) for trace in traces)  # (B, T)
+        assert change.memorising == pytest.approx(same[:, 13:21].mean().item())
+        assert change.repeating == pytest.approx(same[:, 21:].mean().item())
+        shift = control[:, 21:].mean(1) - control[:, 13:21].mean(1)
+        effect = same[:, 21:].mean(1) - same[:, 13:21].mean(1) - shift
+        assert change.control == pytest.approx(shift.mean().item())
+        assert change.effect == pytest.approx(effect.mean().item())
+        spread = effect.std(unbiased=False).item() / 5**0.5
+        assert change.ci[1] - change.ci[0] == pytest.approx(4 * spread, rel=0.35, abs=1e-12)
+        assert change.init[0] <= change.init[1]
+    log_p = traces[0]["logits"].double().log_softmax(-1)
+    third = -log_p[:, 28:36].gather(-1, told[:, 29:37, None])
+    assert found.times[2].surprisal == pytest.approx(third.mean().item())
+    assert found.times[0].surprisal == pytest.approx(found.times[0].control)  # the first word is the same
+    assert found.times[2].surprisal != pytest.approx(found.times[2].control, rel=1e-3)
+
+
 def test_means_over_places_are_means() -> None:
-    found = surprise(small(), repeated_words(4), resamples=10)
+    found = measure_surprise(small(), repeated_words(4), resamples=10)
     first = found.mean(0, 13)
     assert first.surprisal == pytest.approx(np.mean([place.surprisal for place in found.places[1:13]]))
     assert first.density["xy"][1][0] == pytest.approx(np.mean([p.density["xy"][1][0] for p in found.places[:13]]))
@@ -120,16 +150,17 @@ def test_planted_neurons_that_fire_before_uncertain_predictions_are_found() -> N
         model.lm_head.zero_()
         model.lm_head[0] = torch.where(early, -1.0, 1.0)
     ids = torch.randint(ord("a"), ord("z") + 1, (12, 40), generator=torch.Generator().manual_seed(1))
-    found = surprise(model, ids, resamples=200)
+    found = measure_surprise(model, ids, resamples=200)
     at = {(c.level, c.signal, c.neurons, c.against): c for c in found.correlations}
     entropy = at[0, "x", "fast", "entropy"]
     assert entropy.pearson is not None
     assert entropy.pearson > 0.9
-    assert abs(entropy.init_pearson or 0) < 0.6
+    assert entropy.init_pearson is not None
+    assert max(map(abs, entropy.init_pearson)) < 0.6
     assert at[0, "x", "slow", "surprisal"].pearson is None
 
 
 def test_texts_too_short_are_refused() -> None:
     for wrong in (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)):
         with pytest.raises(ValueError, match="two tokens or more"):
-            surprise(small(), wrong)
+            measure_surprise(small(), wrong)

@@ -14,11 +14,13 @@ from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
 from bdh.lens.panels import spike_raster_plot
 from bdh.lens.raster import SpikeRaster, spike_raster
+from bdh.lens.reading import Reading, explain_reading
 from bdh.lens.record import SIGNALS, Trace, record
+from bdh.lens.repetition import Repetition, measure_repetition, repeated_words
 from bdh.lens.report import write_report
 from bdh.lens.span import MemorySpan, memory_span
 from bdh.lens.surgery import EraseTokens, ScaleSynapse, erase_tokens, scale_pair
-from bdh.lens.surprise import Surprise, repeated_words, surprise
+from bdh.lens.surprise import Surprise, measure_surprise
 from bdh.lens.svg import Picture
 from bdh.lens.synapses import Growth, Ledger, pair_strength, sigma, strongest_growth, write_ledger
 from bdh.lens.terminal import print_inspection
@@ -42,6 +44,8 @@ __all__ = [
     "NeuronStatistics",
     "Patch",
     "Picture",
+    "Reading",
+    "Repetition",
     "Scale",
     "ScaleSynapse",
     "SpikeRaster",
@@ -54,12 +58,15 @@ __all__ = [
     "density",
     "diff_states",
     "erase_tokens",
+    "explain_reading",
     "firing",
     "init_density",
     "inspect_mechanisms",
     "inspect_text",
     "intervene",
     "logit_lens",
+    "measure_repetition",
+    "measure_surprise",
     "memory_energy",
     "memory_span",
     "names_of",
@@ -78,7 +85,6 @@ __all__ = [
     "spike_raster_plot",
     "split_stream",
     "strongest_growth",
-    "surprise",
     "synapse_course",
     "typical_growth",
     "write_ledger",

@@ -134,5 +134,5 @@ def negative_share(scores: Tensor) -> tuple[float | None, float | None]:
     size = scores.abs().sum().item()
     return (
         (scores < 0).sum().item() / (T * (T - 1) / 2) if T > 1 else None,
-        -scores.clamp(max=0).sum().item() / size if size else None,
+        scores.clamp(max=0).abs().sum().item() / size if size else None,
     )

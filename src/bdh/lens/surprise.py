@@ -2,12 +2,10 @@
 
     surprisal_t = -ln p_{t-1}(token t),    entropy_t = -sum_c p_t(c) ln p_t(c),    p_t the prediction after token t
 
-Texts are rows, each read from an empty memory, so rows are the blocks of the bootstrap: tokens inside a row depend on
-each other, rows do not. The null is the same architecture with random weights: how its activity on the same texts goes
-with the surprisal and entropy *of the model*. A correlation that it has too comes from the text, not from learning.
-
-The repeated-word task is the paper's (arXiv 2509.26507): a fixed warm-up of 13 letters, then 8 times one random word of
-8 letters. First the word is memorised, then it is predictable.
+Texts are rows, each read from an empty memory, so rows are the blocks of the bootstrap: tokens of a row depend on each
+other, rows do not. The null is the same architecture with random weights, drawn five times: how its activity on the
+same texts goes with the surprisal and entropy *of the model*. Random neurons fire more at some letters than at others,
+and letters differ in surprisal: a correlation inside that range comes from the text, not from learning.
 
 Shapes: B texts, T tokens, L levels, H heads, K neurons per head.
 """
@@ -28,36 +26,14 @@ from bdh.lens.timescales import HALVES, by_half
 from bdh.lens.untrained import untrained
 from bdh.model import BDH, evaluating
 
-WARM_UP, WORD, REPEATS = 13, 8, 8
-"""Letters of the warm-up, letters of the word, times that it comes: 77 letters a period."""
+RANDOM = 5
+"""Draws of random weights."""
 
 Floats = npt.NDArray[np.float64]
+_CELLS = 2**21
+"""Activities (tokens x neurons) of one level that are held at once."""
+
 _SIGNALS = {"x_sparse": "x", "xy_sparse": "xy"}
-
-
-def repeated_words(words: int, seed: int = 0) -> Tensor:
-    """Return the repeated-word task: per row a warm-up of 13 letters, the same in all, and one word 8 times.
-
-    Args:
-        words: how many rows, each with a word of its own.
-        seed: of the letters a to z.
-
-    Returns:
-        (words, 77) byte ids.
-
-    Raises:
-        ValueError: no word.
-
-    Examples:
-        >>> row = bytes(repeated_words(2)[1].tolist()).decode()
-        >>> row[:13], row[13:29]
-        ('wqnhibbaevqxn', 'vrakwoatvrakwoat')
-    """
-    if words < 1:
-        raise ValueError(f"words={words}: expected an integer >= 1")
-    drawn = np.random.default_rng(seed).integers(ord("a"), ord("z") + 1, WARM_UP + words * WORD)
-    word = torch.from_numpy(drawn[WARM_UP:]).view(words, WORD)
-    return torch.cat((torch.from_numpy(drawn[:WARM_UP]).expand(words, -1), word.repeat(1, REPEATS)), 1)
 
 
 @dataclass(frozen=True)
@@ -77,9 +53,9 @@ class Correlation:
     spearman: float | None
     spearman_ci: tuple[float, float] | None
     """The ranks are those among all tokens."""
-    init_pearson: float | None
-    """The same for random weights, against the same surprisal or entropy."""
-    init_spearman: float | None
+    init_pearson: tuple[float, float] | None
+    """The same for random weights, against the same surprisal or entropy: least and largest of the draws."""
+    init_spearman: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ class Place:
     density: dict[str, tuple[tuple[float, float], ...]]
     """By signal and level, of the fast and of the slow half."""
     init: dict[str, tuple[tuple[float, float], ...]]
-    """The same of random weights."""
+    """The same of random weights, averaged over the draws."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +101,7 @@ class Surprise:
         return values
 
 
-def surprise(model: BDH, ids: Tensor, *, seed: int = 0, resamples: int = 1000) -> Surprise:
+def measure_surprise(model: BDH, ids: Tensor, *, seed: int = 0, resamples: int = 1000) -> Surprise:
     """Measure the density of each level and timescale at each token, and how it goes with surprisal and entropy.
 
     Args:
@@ -141,20 +117,21 @@ def surprise(model: BDH, ids: Tensor, *, seed: int = 0, resamples: int = 1000) -
     Examples:
         >>> from bdh import BDHConfig
         >>> model = BDH.from_seed(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4), 0)
-        >>> found = surprise(model, repeated_words(3))
+        >>> found = measure_surprise(model, torch.arange(256).view(8, 32))
         >>> len(found.places), len(found.correlations)
-        (77, 16)
+        (32, 16)
     """
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(f"ids: expected texts (B, T) of two tokens or more, got {tuple(ids.shape)}")
-    density, logits = _read(model, ids)
-    init, _ = _read(untrained(model, ids, seed), ids)
+    density, logits = read(model, ids)
+    random = [read(untrained(model, ids, seed + n), ids)[0] for n in range(RANDOM)]
+    init = {signal: np.stack([drawn[signal] for drawn in random]) for signal in density}  # (RANDOM, B, T, L, 2)
     log_p = logits.double().log_softmax(-1)
     target = {
         "surprisal": -log_p[:, :-1].gather(-1, ids[:, 1:, None].to(log_p.device))[..., 0].numpy(),
         "entropy": -(log_p.exp() * log_p).sum(-1).numpy(),
     }
-    draws = np.random.default_rng(seed).multinomial(len(ids), [1 / len(ids)] * len(ids), resamples).astype(np.float64)
+    draws = resampled(len(ids), resamples, seed)
     correlations = tuple(
         _correlation(
             level, signal, half, against, values[..., level, which], init[signal][..., level, which],
@@ -169,15 +146,15 @@ def surprise(model: BDH, ids: Tensor, *, seed: int = 0, resamples: int = 1000) -
             float(course["surprisal"][t - 1]) if t else None,
             float(course["entropy"][t]),
             {signal: _rows(values[:, t].mean(0)) for signal, values in density.items()},
-            {signal: _rows(values[:, t].mean(0)) for signal, values in init.items()},
+            {signal: _rows(values[:, :, t].mean((0, 1))) for signal, values in init.items()},
         )
         for t in range(ids.shape[1])
     )
     return Surprise(correlations, places, len(ids))
 
 
-def _read(model: BDH, ids: Tensor) -> tuple[dict[str, Floats], Tensor]:
-    """Density (B, T, L, 2) by signal, and the logits (B, T, V)."""
+def read(model: BDH, ids: Tensor) -> tuple[dict[str, Floats], Tensor]:
+    """Return the density (B, T, L, 2) by signal, level and half, and the logits (B, T, V)."""
     found: dict[str, list[list[Tensor]]] = {key: [] for key in _SIGNALS.values()}
     logits = []
 
@@ -188,29 +165,36 @@ def _read(model: BDH, ids: Tensor) -> tuple[dict[str, Floats], Tensor]:
         return tensor
 
     with evaluating(model):
-        for row in ids.split(1):  # together they would take more memory than a training pass does
+        for rows in ids.split(max(1, _CELLS // (ids.shape[1] * model.config.n_neurons))):
             for levels in found.values():
                 levels.append([])
-            logits.append(model(row, tap=count)[0].cpu())
-    joined = {key: torch.cat([torch.stack(levels, 2) for levels in rows]).numpy() for key, rows in found.items()}
+            logits.append(model(rows, tap=count)[0].cpu())
+    joined = {key: torch.cat([torch.stack(levels, 2) for levels in parts]).numpy() for key, parts in found.items()}
     return joined, torch.cat(logits)
+
+
+def resampled(texts: int, resamples: int, seed: int) -> Floats:
+    """Return how often each text is in each resample of the bootstrap, (R, B)."""
+    return np.random.default_rng(seed).multinomial(texts, [1 / texts] * texts, resamples).astype(np.float64)
 
 
 def _correlation(
     level: int, signal: str, half: str, against: str, density: Floats, init: Floats, target: Floats, draws: Floats
 ) -> Correlation:
     """Of densities (B, T) with a target (B, T), or (B, T-1) without the first token."""
-    x, first, y = density[:, 1:], init[:, 1:], target[:, target.shape[1] - density.shape[1] + 1 :]
-    ranked = [_ranks(values) for values in (x, first, y)]
-    pearson, pearson_ci = correlate(x, y, draws)
-    spearman, spearman_ci = correlate(ranked[0], ranked[2], draws)
+    x, y = density[:, 1:], target[:, target.shape[1] - density.shape[1] + 1 :]
+    found = []
+    for ranked in (False, True):
+        a, b, *drawn = (_ranks(values) if ranked else values for values in (x, y, *init[:, :, 1:]))
+        null = [r for r, _ in (correlate(one, b) for one in drawn) if r is not None]
+        found.append((*correlate(a, b, draws), (min(null), max(null)) if null else None))
+    (pearson, pearson_ci, pearson_init), (spearman, spearman_ci, spearman_init) = found
     return Correlation(
-        level, signal, half, against, pearson, pearson_ci, spearman, spearman_ci,
-        correlate(first, y, draws)[0], correlate(ranked[1], ranked[2], draws)[0],
-    )  # fmt: skip
+        level, signal, half, against, pearson, pearson_ci, spearman, spearman_ci, pearson_init, spearman_init
+    )
 
 
-def correlate(x: Floats, y: Floats, draws: Floats) -> tuple[float | None, tuple[float, float] | None]:
+def correlate(x: Floats, y: Floats, draws: Floats | None = None) -> tuple[float | None, tuple[float, float] | None]:
     """Return Pearson's r of two (B, T) arrays, and its 95 % interval over resampled rows.
 
     A resample is how often each row is in it, so the sums of each row are enough for all of them.
@@ -218,7 +202,7 @@ def correlate(x: Floats, y: Floats, draws: Floats) -> tuple[float | None, tuple[
     Args:
         x: any values.
         y: any values.
-        draws: (R, B) how often each row is drawn.
+        draws: (R, B) how often each row is drawn; without them there is no interval.
 
     Returns:
         None where one of them does not vary; no interval for one row.
@@ -240,7 +224,7 @@ def correlate(x: Floats, y: Floats, draws: Floats) -> tuple[float | None, tuple[
     whole = float(r(*sums.sum(0)[:, None])[0])
     if not np.isfinite(whole):
         return None, None
-    if len(x) < 2:
+    if draws is None or len(x) < 2:
         return whole, None
     found = r(*(draws @ sums).T)
     low, high = np.nanquantile(found, (0.025, 0.975))
