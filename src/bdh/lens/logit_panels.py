@@ -180,7 +180,8 @@ def attention_panel(found: Attention) -> Panel:
         key=f"attention-{found.level}",
         title=f"Signed attention, level {found.level}",
         note="How much each token (row) reads of each token before it (column): purple + adds what was written, orange "
-        "- takes it off. There is no softmax: scores are no shares. Colours are scaled by head"
+        "- takes it off. There is no softmax: scores are no shares. The deeper the colour the larger "
+        "the score, by its root, within a head"
         + (f"; the last {SHOWN_TOKENS} tokens are drawn." if len(shown) > SHOWN_TOKENS else "."),
         baseline="random initialisation, negative scores by head: "
         + ", ".join("none" if head.init_negative is None else f"{head.init_negative:.1%}" for head in found.heads)
@@ -213,8 +214,9 @@ def _scores(number: int, head: HeadAttention, shown: Sequence[str]) -> Picture:
                 continue
             colour, x = _POSITIVE if score > 0 else _NEGATIVE, left + column * cell
             box = f'x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}"'
-            parts.append(f'<rect {box} fill="{colour}" fill-opacity="{share:.2f}"/>')
-            if share > 0.1:
-                parts.append(text(x + cell / 2 - 0.5, y + 11, "+" if score > 0 else "−", anchor="middle"))
+            parts.append(f'<rect {box} fill="{colour}" fill-opacity="{share**0.5:.2f}"/>')
+            # on a dark cell the colour of the words would not be seen
+            ink, sign = ' fill="#fff"' if share > 0.25 else "", "+" if score > 0 else "−"
+            parts.append(f'<text{ink} x="{x + cell / 2 - 0.5}" y="{y + 11}" text-anchor="middle">{sign}</text>')
     label = f"signed scores of head {number}"
     return picture(max(320, left + count * cell + 12), top + count * cell + 22, label, parts)
