@@ -5,15 +5,18 @@ python benchmarks/recording.py
 
 from __future__ import annotations
 
+import resource
 import statistics
+import sys
 import time
 
 import torch
 
 from bdh import BDH, BDHConfig, preset
 from bdh.lens import record
+from bdh.ops.memory import keep_freed_memory
 
-ROUNDS = 21
+ROUNDS = 25
 SHAPES = {
     "nano": preset("nano"),
     "n=4,096": BDHConfig(n_layer=4, n_embd=128, n_head=4, mlp_internal_dim_multiplier=32),
@@ -24,7 +27,10 @@ SIZES = ((1, 1), (1, 256), (8, 128), (8, 256))
 def main() -> None:
     """Print medians of the processor time of passes that take turns, which other work disturbs little."""
     torch.set_num_threads(1)
-    print("| model | batch x tokens | pass, ms of processor time | recorded | quotient |\n|---|---|---|---|---|")
+    if "--plain" not in sys.argv[1:]:
+        keep_freed_memory()
+    print("| model | batch x tokens | pass, ms | recorded, ms | quotient | page faults | recorded |")
+    print("|---|---|---|---|---|---|---|")
     for name, config in SHAPES.items():
         model = BDH.from_seed(config, 0).eval()
         for batch, tokens in SIZES:
@@ -32,20 +38,20 @@ def main() -> None:
             plain, recorded = [], []
             with torch.no_grad():
                 for _ in range(ROUNDS):
-                    plain.append(seconds(model, idx, False))
-                    recorded.append(seconds(model, idx, True))
-            a, b = (1e3 * statistics.median(times[3:]) for times in (plain, recorded))
-            print(f"| {name} | {batch} x {tokens} | {a:.2f} | {b:.2f} | {b / a:.3f} |")
+                    plain.append(cost(model, idx, False))
+                    recorded.append(cost(model, idx, True))
+            (a, few), (b, many) = (map(statistics.median, zip(*costs[3:], strict=True)) for costs in (plain, recorded))
+            print(f"| {name} | {batch} x {tokens} | {a:.2f} | {b:.2f} | {b / a:.3f} | {few:,.0f} | {many:,.0f} |")
 
 
-def seconds(model: BDH, idx: torch.Tensor, recorded: bool) -> float:
-    """Return the processor time of one pass."""
-    start = time.process_time()
+def cost(model: BDH, idx: torch.Tensor, recorded: bool) -> tuple[float, int]:
+    """Return the processor time of one pass in milliseconds, and the pages that it touched first."""
+    faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     if recorded:
         record(model, idx)
     else:
         model(idx)
-    return time.process_time() - start
+    return 1e3 * (time.process_time() - start), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 
 
 if __name__ == "__main__":
