@@ -1,5 +1,7 @@
 """Signed scores are what the memory is read with; synapses followed over a text are those of its states."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -122,10 +124,7 @@ def test_a_scaled_pair_stays_scaled_while_nothing_is_written(kind: str, target: 
     assert all(torch.equal(changed.rho[level], state.rho[level]) for level in (0, 2))
     pair = [K + 8, K + 9]
     for late in (0, 7):  # sigma swings with the position; scaled it swings alike
-        then, now = (
-            type(state)(one.rho, one.position + late, one.mechanisms if not late else _later(one, late))
-            for one in (state, changed)
-        )
+        then, now = (replace(one, position=one.position + late) for one in (state, changed))
         assert error(sigma(model, now, 1, K + 3, pair), 0.25 * sigma(model, then, 1, K + 3, pair)) <= EXACT
         assert error(sigma(model, now, 1, K + 3, pair), sigma(model, then, 1, K + 3, pair)) > CONTROL
     others = range(K, 2 * K)
@@ -137,11 +136,6 @@ def test_a_scaled_pair_stays_scaled_while_nothing_is_written(kind: str, target: 
         along = (r.T @ r[:, 3] / r[:, 3].square().sum()).detach()
         assert error(got, was - 0.75 * was[:, 3:4] * along) <= EXACT
     assert torch.equal(sigma(model, changed, 1, others, K + 10), sigma(model, state, 1, others, K + 10))
-
-
-def _later(state, late):
-    """The second memory of a state as it is some tokens on, when nothing is written; it says itself how old it is."""
-    return state.mechanisms
 
 
 def test_a_scaled_state_is_gone_on_from() -> None:
