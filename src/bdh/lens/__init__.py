@@ -1,5 +1,6 @@
 """Look into a model: record and change its tensors, measure its density, find which neurons fire, write it down."""
 
+from bdh.lens import topology
 from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
@@ -51,6 +52,7 @@ __all__ = [
     "spike_raster",
     "spike_raster_plot",
     "strongest_growth",
+    "topology",
     "write_ledger",
     "write_report",
 ]
