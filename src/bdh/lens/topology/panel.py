@@ -56,8 +56,8 @@ def tails_table(found: Topology) -> Table:
     pairs = {
         "exponential": "power law / exponential",
         "lognormal": "power law / lognormal",
-        "truncated": "power law / truncated",
         "lognormal_exponential": "lognormal / exponential",
+        "truncated": "power law / truncated",
     }
     columns = ["edges", "side", "tail", "largest", "G(n, m) largest", "low rank largest", "alpha", "from", "in tail"]
     columns += [f"{name}: {what}" for name in pairs.values() for what in "Rp"] + ["plausible"]
@@ -68,7 +68,8 @@ def tails_table(found: Topology) -> Table:
             largest += [getattr(point.nulls[name], f"{side}_largest") for name in ("G(n, m)", "low rank")]
             fit: list[float | None] = [None] * (4 + 2 * len(pairs))
             if tail is not None:
-                ratios = [value for name in pairs for value in (getattr(tail, name).R, getattr(tail, name).p)]
+                each = [getattr(tail, name) for name in pairs]
+                ratios = [value for one in each for value in ((one.R, one.p) if one else (None, None))]
                 fit = [tail.alpha, tail.xmin, tail.n, *ratios, tail.plausible]
             rows.append((point.edges, side, word(tail), *largest, *fit))
     return Table(tuple(columns), tuple(rows))
