@@ -45,6 +45,14 @@ def test_it_prints_both_halves_and_writes_pictures_and_tables(
     assert {"topology-dx-e-positive-1.svg", "topology-dx-e-negative-2.csv"} <= names
 
 
+def test_raw_counts_what_the_norm_takes_off(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholds = []
+    for more in ((), ("--raw",)):
+        assert run("--model", model, "--which", "y", *QUICK, "--json", *more) == 0
+        thresholds.append(json.loads(capsys.readouterr().out)[0]["points"][0]["threshold"])
+    assert thresholds[0] != thresholds[1]
+
+
 def test_json_has_what_was_found(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--model", model, "--which", "sigma", "--text", "to be or not to be", "--level", "1", "--neuron", "70")
     assert run(*words, "--edges", "1000", "--draws", "1", "--json") == 0

@@ -90,7 +90,8 @@ def wiring(model: BDH, which: Literal["x", "y"] = "x", *, centred: bool | None =
     if which not in ("x", "y"):
         raise ValueError(f"which={which!r}: expected 'x' (to the neurons) or 'y' (to their gates)")
     encoder = model.encoder if which == "x" else model.encoder_v
-    written, read = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (model.decoder, encoder))
+    parts = (model.decoder.detach(), encoder.detach())
+    written, read = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts)
     if model.config.norm == "layer" if centred is None else centred:
         written = written - written.mean(1, keepdim=True)
     return Wiring(f"D{which} E", written, read.mT.flatten(0, 1))

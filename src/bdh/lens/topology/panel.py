@@ -186,7 +186,7 @@ def draw_modularity(found: Topology) -> Picture:
             plot.line((point.edges, point.edges), (min(draws), max(draws)), "whisker")
     _named_lines(plot, edges, curves)
     plot.points(edges, curves[0][2])
-    label = f"modularity of {half(found)}, source to target, and of graphs with as many edges"
+    label = f"modularity of {half(found)}, source to target, and of its nulls"
     return picture(490, 250, label, [plot, text(8, 14, label)])
 
 

@@ -53,8 +53,9 @@ def print_panels(panels: Sequence[Panel], console: Console) -> None:
 
 def _grid(caption: str, table: Table) -> Grid:
     grid = Grid(title=Text(f"\n{caption}"), title_justify="left", box=None, pad_edge=False)
-    for name in table.columns[:_MOST_COLUMNS]:
-        grid.add_column(name, justify="right", overflow="fold")
+    for at, name in enumerate(table.columns[:_MOST_COLUMNS]):
+        words = any(isinstance(row[at], str) for row in table.rows)
+        grid.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=words)
     for row in table.rows[:_MOST_ROWS]:
         grid.add_row(*(Text(_shown(cell)) for cell in row[:_MOST_COLUMNS]))
     left_out = (len(table.rows) - _MOST_ROWS, "rows"), (len(table.columns) - _MOST_COLUMNS, "columns")
