@@ -16,6 +16,7 @@ from bdh import checkpoint
 from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.generate import remember
 from bdh.lens import topology as topo
+from bdh.lens.memory import check_neurons
 from bdh.lens.panel import Panel
 from bdh.model import BDH
 
@@ -53,53 +54,46 @@ def topology(
         out: a folder for pictures (SVG) and tables (CSV).
         json: print the findings as JSON.
     """
-    if (which == "sigma") != (text is not None):
-        raise ValueError(f"--which {which}: expected --text with sigma, and only there")
-    if (level is not None and which != "sigma") or (raw and which == "sigma"):
-        raise ValueError(f"--which {which}: expected --level only with sigma, and --raw only with x and y")
-    if over_training and neuron is not None:
-        raise ValueError("--over-training --neuron: expected one of them; partners are shown of one model")
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: expected a folder")
-    console = Console(stderr=True, highlight=False)
+    _check(which, text, level, neuron, raw, over_training, out)
     hatchling = open_model(model)
-    wires = _wires(model, hatchling, which, text, level, raw)
+    if neuron is not None:
+        check_neurons(hatchling, [neuron], "--neuron")
+    console = Console(stderr=True, highlight=False)
     facts = run_facts(model)
-    start = 0 if facts is None else int(facts["train"]["seed"])
     if facts is None:
         console.print(f"{model} is of no run: the initial model that it is compared with is drawn anew", soft_wrap=True)
-
-    def initial(draw: int) -> BDH:
-        return BDH.from_seed(hatchling.config, start + draw)
-
+    start = 0 if facts is None else int(facts["train"]["seed"])
+    wires = _wires(model, hatchling, which, text, level, raw)
     sizes = edges or topo.sizes_for(hatchling.config.n_neurons)
-    steps: dict[int | None, Callable[[], BDH]] = {None: lambda: hatchling}
+    steps: dict[int, Callable[[], BDH]] = {-1: lambda: hatchling}
     if over_training:
         sizes = (max(sizes),)
-        steps = {0: partial(initial, 0), **_checkpoints(model)}
+        steps = {0: lambda: BDH.from_seed(hatchling.config, start), **_checkpoints(model)}
+    command = shlex.join(["bdh", *sys.argv[1:]])
     panels: list[Panel] = []
     results: list[dict[str, Any]] = []
-    command = shlex.join(["bdh", *sys.argv[1:]])
     for sign in topo.SIGNS:
         history = []
         for step, opened in steps.items():
-            name = f"{'positive' if sign > 0 else 'negative'} half" + ("" if step is None else f", step {step}")
-            with topo.showing(console, name) as told:
+            title = f"{'positive' if sign > 0 else 'negative'} half" + (f", step {step}" if over_training else "")
+            with topo.showing(console, title) as told:
                 found = topo.examine(
                     wires(opened()),
-                    lambda draw: wires(initial(draw)),
+                    lambda draw: wires(BDH.from_seed(hatchling.config, start + draw)),
                     sign=sign,
                     sizes=sizes,
                     draws=draws,
                     seed=seed,
                     told=told,
                 )
-            partners = None if neuron is None else topo.ego(found.graph, neuron)
-            results.append({"step": step, **found.to_dict(), "ego": partners and asdict(partners)})
-            history.append((step or 0, found))
-        panels.append(
-            topo.training_panel(history, command) if over_training else topo.topology_panel(found, partners, command)
-        )
+            history.append((step, found))
+            results.append(found.to_dict() | ({"step": step} if over_training else {}))
+        if over_training:
+            panels.append(topo.training_panel(history, command))
+            continue
+        partners = None if neuron is None else _partners(found, neuron, console)
+        results[-1]["ego"] = None if partners is None else asdict(partners)
+        panels.append(topo.topology_panel(found, partners, command))
     if out is not None:
         for panel in panels:
             panel.save(out)
@@ -110,6 +104,36 @@ def topology(
     if out is not None:
         print(f"pictures and tables: {out.resolve()}", file=sys.stderr if json else sys.stdout)
     return 0
+
+
+def _check(
+    which: str,
+    text: str | None,
+    level: int | None,
+    neuron: int | None,
+    raw: bool,
+    over_training: bool,
+    out: Path | None,
+) -> None:
+    """Flags that do not go together."""
+    if (which == "sigma") != (text is not None):
+        raise ValueError(f"--which {which}: expected --text with sigma, and only there")
+    if (level is not None and which != "sigma") or (raw and which == "sigma"):
+        raise ValueError(f"--which {which}: expected --level only with sigma, and --raw only with x and y")
+    if over_training and neuron is not None:
+        raise ValueError("--over-training --neuron: expected one of them; partners are shown of one model")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: expected a folder")
+
+
+def _partners(found: topo.Topology, neuron: int, console: Console) -> topo.Ego | None:
+    """The partners of a neuron, if it has any in this half."""
+    if not found.graph.out_degree[neuron] + found.graph.in_degree[neuron]:
+        half = "positive" if found.sign > 0 else "negative"
+        edges = len(found.graph)
+        console.print(f"neuron {neuron} has none of the {edges:,} strongest edges of the {half} half", soft_wrap=True)
+        return None
+    return topo.ego(found.graph, neuron)
 
 
 def _wires(
@@ -124,7 +148,7 @@ def _wires(
     return lambda of: topo.memory_wiring(of, remember(of, text, tokenizer=tokenizer), last)
 
 
-def _checkpoints(run: Path) -> dict[int | None, Callable[[], BDH]]:
+def _checkpoints(run: Path) -> dict[int, Callable[[], BDH]]:
     """The checkpoints of a run by their step, opened one at a time."""
     found = sorted((run / "checkpoints").glob("step-*"))
     if not found:

@@ -7,6 +7,7 @@ import pytest
 
 import bdh
 from bdh.cli import main
+from bdh.lens import topology
 
 QUICK = ("--edges", "128", "--draws", "1")
 
@@ -72,6 +73,18 @@ def test_over_training_begins_at_the_initial_model(trained: Path, capsys: pytest
     # the null "initial" of a run is the model that it began with
     assert start["nulls"]["initial"]["draws"] == [start["modularity"]]
     assert rows[2]["points"][0]["threshold"] != start["threshold"]
+
+
+def test_a_neuron_without_edges_in_a_half_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    halves = [topology.graph(topology.wiring(bdh.load(model)), sign, edges=8) for sign in (1, -1)]
+    used, other = ({*half.source.tolist(), *half.target.tolist()} for half in halves)
+    neuron = min(used - other)
+    assert run("--model", model, "--edges", "8", "--draws", "1", "--neuron", neuron, "--json") == 0
+    printed = capsys.readouterr()
+    positive, negative = json.loads(printed.out)
+    assert positive["ego"]["neuron"] == neuron
+    assert negative["ego"] is None
+    assert f"neuron {neuron} has none of the 8 strongest edges of the negative half" in printed.err
 
 
 @pytest.mark.parametrize(
