@@ -5,6 +5,7 @@ from __future__ import annotations
 from bdh.cli.lens_labels import find, label
 from bdh.cli.lens_logits import attention, logits, surprise
 from bdh.cli.lens_state import edit, ledger, state, synapses
+from bdh.cli.lens_topology import topology
 from bdh.parsing import Group
 
 LENS = Group(
@@ -19,5 +20,6 @@ LENS = Group(
         "state": state,
         "surprise": surprise,
         "synapses": synapses,
+        "topology": topology,
     },
 )

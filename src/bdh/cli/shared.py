@@ -31,10 +31,15 @@ def check_bytes(model: Path) -> None:
         raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
 
 
+def run_facts(model: Path) -> dict[str, Any] | None:
+    """Return what is known about the run that a model, or a checkpoint in it, is from; None if it is from none."""
+    in_run = model.parent.name == "checkpoints"
+    return read_facts(model.resolve().parents[1] if in_run else model)
+
+
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
-    in_run = model.parent.name == "checkpoints"
-    facts = None if dataset or data else read_facts(model.resolve().parents[1] if in_run else model)
+    facts = None if dataset or data else run_facts(model)
     if facts is not None:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
     check_bytes(model)

@@ -1,5 +1,6 @@
 """Look into a model: record and change its tensors, measure its density, find which neurons fire, write it down."""
 
+from bdh.lens import topology
 from bdh.lens.attention import Attention, attention_scores, signed_attention
 from bdh.lens.course import SynapseCourse, synapse_course, typical_growth
 from bdh.lens.density import density, init_density
@@ -90,6 +91,7 @@ __all__ = [
     "split_stream",
     "strongest_growth",
     "synapse_course",
+    "topology",
     "typical_growth",
     "write_ledger",
     "write_report",
