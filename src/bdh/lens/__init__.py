@@ -8,10 +8,12 @@ from bdh.lens.interventions import Ablate, Clamp, Intervention, Patch, Scale
 from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
+from bdh.lens.page import write_page
+from bdh.lens.panel import Panel, Table
 from bdh.lens.panels import spike_raster_plot
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.record import SIGNALS, Trace, record
-from bdh.lens.report import write_report
+from bdh.lens.report import inspection_panels, write_report
 from bdh.lens.surgery import EraseTokens, ScaleSynapse, erase_tokens
 from bdh.lens.svg import Picture
 from bdh.lens.synapses import Growth, Ledger, pair_strength, sigma, strongest_growth, write_ledger
@@ -28,11 +30,13 @@ __all__ = [
     "Ledger",
     "Mechanisms",
     "NeuronStatistics",
+    "Panel",
     "Patch",
     "Picture",
     "Scale",
     "ScaleSynapse",
     "SpikeRaster",
+    "Table",
     "Trace",
     "density",
     "erase_tokens",
@@ -40,6 +44,7 @@ __all__ = [
     "init_density",
     "inspect_mechanisms",
     "inspect_text",
+    "inspection_panels",
     "intervene",
     "names_of",
     "neuron_statistics",
@@ -52,5 +57,6 @@ __all__ = [
     "spike_raster_plot",
     "strongest_growth",
     "write_ledger",
+    "write_page",
     "write_report",
 ]
