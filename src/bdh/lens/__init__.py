@@ -1,5 +1,6 @@
 """Look into a model: record and change its tensors, measure its density, find which neurons fire, write it down."""
 
+from bdh.lens.chapters import chapters
 from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
@@ -8,6 +9,7 @@ from bdh.lens.interventions import Ablate, Clamp, Intervention, Patch, Scale
 from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
+from bdh.lens.overview import Overview, overview, overview_panel
 from bdh.lens.page import write_page
 from bdh.lens.panel import Panel, Table
 from bdh.lens.panels import spike_raster_plot
@@ -30,6 +32,7 @@ __all__ = [
     "Ledger",
     "Mechanisms",
     "NeuronStatistics",
+    "Overview",
     "Panel",
     "Patch",
     "Picture",
@@ -38,6 +41,7 @@ __all__ = [
     "SpikeRaster",
     "Table",
     "Trace",
+    "chapters",
     "density",
     "erase_tokens",
     "firing",
@@ -48,6 +52,8 @@ __all__ = [
     "intervene",
     "names_of",
     "neuron_statistics",
+    "overview",
+    "overview_panel",
     "pair_strength",
     "print_inspection",
     "readable",

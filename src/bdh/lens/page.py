@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -108,7 +109,8 @@ def render(
 
 def notebook(panel: Panel) -> str:
     """Return a panel for a notebook: its page in a frame of its own, so that no rule of one reaches the other."""
-    page = render([panel], title=panel.title)
+    # a view may need the scripts and the data of a report; the pictures need nothing
+    page = render([dataclasses.replace(panel, view="") if panel.pictures else panel], title=panel.title)
     tall = 300 + sum(picture.height + 24 for picture in panel.pictures) + 44 * len(panel.tables)
     # scripts may run, and reach nothing but the frame
     return (

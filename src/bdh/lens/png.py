@@ -136,10 +136,10 @@ def _outline(d: str) -> tuple[list[tuple[float, float]], list[int]]:
     vertices: list[tuple[float, float]] = []
     codes: list[int] = []
     x = y = 0.0
-    for letter, rest in re.findall(r"([A-Za-z])([^A-Za-z]*)", d.replace("e-", "E-").replace("E-", "~")):
+    for letter, rest in re.findall(r"([A-DF-Za-df-z])([^A-DF-Za-df-z]*)", d):  # e is of a number
         if letter not in "MLHVZmlhvz":
             raise ValueError(f"{letter!r} of a path cannot be drawn as PNG: save the picture as .svg")
-        numbers = [float(n.replace("~", "e-")) for n in re.findall(r"-?[\d.]+(?:~\d+)?", rest)]
+        numbers = [float(n) for n in re.findall(r"-?[\d.]+(?:[eE][+-]?\d+)?", rest)]
         step = 1 if letter in "HVhv" else 2
         if letter in "Zz":
             vertices.append((x, y))

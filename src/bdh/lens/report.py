@@ -17,7 +17,7 @@ from bdh.lens.inspection import Inspection, Telling, plain
 from bdh.lens.mechanisms import Mechanisms
 from bdh.lens.page import write_page
 from bdh.lens.panel import Panel, Table
-from bdh.lens.panels import figures
+from bdh.lens.panels import draw_activity, figures
 from bdh.lens.svg import Picture, Plot, Scale, picture
 from bdh.lens.svg import text as words_at
 from bdh.lens.wording import sentences
@@ -97,6 +97,7 @@ def inspection_panels(i: Inspection, command: str = "") -> list[Panel]:
             f"random initialisation, where {chance} of the neurons fire on this text, by level; here "
             + ", ".join(f"{value:.1%}" for value in i.density[_key(i)]),
             tables={"Strongest rows, where each peaks": _peaks_table(i)},
+            pictures=(draw_activity(i.activity, [view.shown for view in i.bytes]),),
             view=views.raster(i),
         ),
         panel(
