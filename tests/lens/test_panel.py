@@ -133,7 +133,7 @@ addEventListener("load", () => setTimeout(async () => {
   paint();
   tell("hash", location.hash);
   tell("on", $$(".chip.on").length);
-  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "n", bubbles: true }));
+  for (const key of "nnnp") document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   tell("next", document.activeElement.closest("section").id);
   $("nav a[href='#other']").click();
   tell("focus", document.activeElement.closest("section").id);
@@ -155,7 +155,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyP
         'open="true"',
         'hash="#level=1&amp;neuron=12"',
         'on="2"',
-        'next="other"',
+        'next="rates"',
         'focus="other"',
         'kept="#level=1&amp;neuron=12"',
     ):

@@ -47,11 +47,14 @@ document.addEventListener("click", (event) => {
 // the address keeps the selection: going to a panel does not replace it
 for (const link of $$("nav a")) link.addEventListener("click", (event) => {
   event.preventDefault();
-  const heading = $(`${link.getAttribute("href")} h2`);
+  goTo($(link.getAttribute("href")));
+});
+function goTo(section) {
+  const heading = $("h2", section);
   heading.tabIndex = -1;
   heading.focus({ preventScroll: true });
-  heading.closest("section").scrollIntoView();
-});
+  section.scrollIntoView();
+}
 
 // --- keys -------------------------------------------------------------------------------------------------
 const help = $("#help"), keys = [["?", "this list"], ["n / p", "next, previous panel"], ["Esc", "let go of the selection"]];
@@ -60,13 +63,9 @@ function openHelp() {
   help.showModal();
 }
 function step(by) {
-  const sections = $$("main > section"), tops = sections.map((section) => section.getBoundingClientRect().top);
-  const at = tops.findLastIndex((top) => top < 24);
-  const next = sections[Math.max(0, Math.min(sections.length - 1, at + by))];
-  const heading = $("h2", next);
-  heading.tabIndex = -1;
-  heading.focus({ preventScroll: true });
-  next.scrollIntoView();
+  const sections = $$("main > section"), focused = sections.indexOf(document.activeElement.closest("main > section"));
+  const at = focused >= 0 ? focused : sections.findLastIndex((section) => section.getBoundingClientRect().top < 24);
+  goTo(sections[Math.max(0, Math.min(sections.length - 1, at + by))]);
 }
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open || event.target.closest("input, textarea, select")) return;
