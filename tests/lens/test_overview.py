@@ -14,13 +14,16 @@ TEXT = b"to be or not to be, that is the question; " * 12
 def test_bits_are_the_mean_surprisal_of_windows(tiny: BDH) -> None:
     statistics = neuron_statistics(tiny, TEXT)
     found = overview(tiny, TEXT, statistics, window=50)
-    losses = []
-    for start in range(0, len(TEXT) - 50, 50):
-        idx = torch.tensor([list(TEXT[start : start + 51])])
-        with torch.no_grad():
-            losses.append(tiny(idx[:, :-1], idx[:, 1:])[1].item())
-    assert found.bits == pytest.approx(sum(losses) / len(losses) / math.log(2), rel=1e-5)
-    assert found.n_bytes == 50 * len(losses)
+    for window, bits in ((50, found.bits), (100, found.farther)):
+        losses = []
+        for start in range(0, len(TEXT) - window, window):
+            idx = torch.tensor([list(TEXT[start : start + window + 1])])
+            with torch.no_grad():
+                losses.append(tiny(idx[:, :-1], idx[:, 1:])[1].item())
+        assert bits == pytest.approx(sum(losses) / len(losses) / math.log(2), rel=1e-5)
+    assert found.bits != pytest.approx(found.farther, rel=1e-5)
+    assert (found.window, found.n_bytes) == (50, 500)
+    assert overview(tiny, TEXT[:60], statistics, window=50).farther is None
     share = [TEXT.count(byte) / len(TEXT) for byte in set(TEXT)]
     assert found.frequencies == pytest.approx(-sum(p * math.log2(p) for p in share))
     assert not math.isclose(found.bits, found.untrained, rel_tol=1e-3)

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -46,25 +46,24 @@ def report(
         raise ValueError("the text is empty: expected at least one character")
     hatchling, console, begun = open_model(model), Console(stderr=True, highlight=False), time.perf_counter()
     validation = baseline_of(hatchling, corpus_of(model, dataset, data))
-    command = shlex.join(["bdh", *sys.argv[1:]])
+    command, facts = shlex.join(["bdh", *sys.argv[1:]]), facts_of(model)
 
     def told(name: str) -> None:
         console.print(f"{time.perf_counter() - begun:6.1f} s  {name}", markup=False)
 
     told("the model")
-    statistics = lens.neuron_statistics(hatchling, validation, signal=signal)
-    first = lens.overview_panel(lens.overview(hatchling, validation, statistics), _origin(model), command)
+    # windows as long as those of training: beyond, a model may predict worse, and be another than it was trained to be
+    window = 256 if facts is None else int(facts["train"]["block_size"])
+    statistics = lens.neuron_statistics(hatchling, validation, signal=signal, window=window)
+    measured = lens.overview(hatchling, validation, statistics, window=window)
+    first = lens.overview_panel(measured, _origin(model, facts), command)
     told("the text")
-    found = lens.inspect_text(hatchling, text.encode(), validation, signal=signal)
-    after = []
-    for name, make in lens.chapters(hatchling, text.encode(), validation).items():
-        told(name)
-        after.append(make())
-    lens.write_report(found, out, command=command, before=[first], after=after)
+    found = lens.inspect_text(hatchling, text.encode(), validation, signal=signal, window=window)
+    lens.write_report(found, out, command=command, before=[first])
     written = [out]
     if files:
         told("files")
-        for panel in [first, *lens.inspection_panels(found, command), *after]:
+        for panel in [first, *lens.inspection_panels(found, command)]:
             written += panel.save(files)
     told(f"done: {out.stat().st_size:,} bytes")
     if json:
@@ -74,11 +73,10 @@ def report(
     return 0
 
 
-def _origin(model: Path) -> dict[str, str]:
+def _origin(model: Path, facts: dict[str, Any] | None) -> dict[str, str]:
     """Where the weights come from: their hash, and what the run says of itself."""
     weights = model if model.is_file() else checkpoint.resolve(model) / checkpoint.WEIGHTS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    facts = facts_of(model)
     if facts is None:
         return {"weights": f"sha256 {digest}", "training": "unknown: the model is of no run directory"}
     last = facts["commands"][-1]

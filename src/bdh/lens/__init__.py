@@ -1,6 +1,5 @@
 """Look into a model: record and change its tensors, measure its density, find which neurons fire, write it down."""
 
-from bdh.lens.chapters import chapters
 from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
 from bdh.lens.inspection import Inspection, readable
@@ -41,7 +40,6 @@ __all__ = [
     "SpikeRaster",
     "Table",
     "Trace",
-    "chapters",
     "density",
     "erase_tokens",
     "firing",

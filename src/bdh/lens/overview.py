@@ -27,8 +27,12 @@ class Overview:
     """Of the model."""
     n_bytes: int
     """Bytes that were predicted."""
+    window: int
+    """Bytes of a window, read from an empty memory."""
     bits: float
     """Bits per byte of the model."""
+    farther: float | None
+    """In windows twice as long; None where the text is shorter than one."""
     untrained: float
     """Of the same model with random weights."""
     frequencies: float
@@ -63,7 +67,8 @@ def overview(model: BDH, ids: Ids, statistics: NeuronStatistics, *, window: int 
         (17, False)
     """
     data = np.frombuffer(ids, np.uint8) if isinstance(ids, bytes) else np.asarray(ids)
-    idx, targets = fixed_windows(data, block_size=min(window, len(data) - 1))
+    window = min(window, len(data) - 1)
+    idx, targets = fixed_windows(data, block_size=window)
     counts = np.bincount(data, minlength=256)
     share = counts[counts > 0] / len(data)
     c = model.config
@@ -79,7 +84,9 @@ def overview(model: BDH, ids: Ids, statistics: NeuronStatistics, *, window: int 
             "mechanisms": on or "none",
         },
         n_bytes=targets.numel(),
+        window=window,
         bits=_bits(model, idx, targets),
+        farther=_bits(model, *fixed_windows(data, block_size=2 * window)) if len(data) > 2 * window else None,
         untrained=_bits(BDH.from_seed(c, seed).to(model.encoder.device), idx, targets),
         frequencies=float(-(share * np.log2(share)).sum()),
         silent=tuple((statistics.fires == 0).double().mean(1).tolist()),
@@ -116,11 +123,12 @@ def overview_panel(found: Overview, provenance: Mapping[str, str], command: str 
         "all bytes alike": 8.0,
     }  # fmt: skip
     levels = range(len(found.silent))
+    farther = "" if found.farther is None else f"; in windows twice as long {found.farther:.3f}"
     return Panel(
         key="overview",
         title="The model",
-        note=f"{banner} Bits per byte on {found.n_bytes:,} bytes of validation text, in windows read from an empty "
-        "memory.",
+        note=f"{banner} Bits per byte on {found.n_bytes:,} bytes of validation text, in windows of {found.window} "
+        f"bytes read from an empty memory{farther}.",
         baseline=f"{found.frequencies:.2f} bits per byte by the text's own byte frequencies, {found.untrained:.2f} "
         f"with random weights, 8 when all bytes are alike; this model {found.bits:.3f}",
         pictures=(_bars(bits),),
@@ -138,13 +146,13 @@ def overview_panel(found: Overview, provenance: Mapping[str, str], command: str 
 
 def _bars(bits: Mapping[str, float]) -> Picture:
     most = max(*bits.values(), 8.0)
-    plot = Plot(Scale(0, most, 130, 470), Scale(0, len(bits), 24 * len(bits), 0))
+    plot = Plot(Scale(0, most, 116, 316), Scale(0, len(bits), 24 * len(bits), 0))
     marks = []
     for n, (name, value) in enumerate(bits.items()):
         y, wide = 24 * n, plot.x(value) - plot.x(0)
         css = "fill" if n == 0 else "rest"
-        marks.append(f'<rect class="{css}" x="130" y="{y + 5}" width="{wide:.1f}" height="15"/>')
-        marks.append(text(122, y + 17, name, "" if n else "name", "end"))
-        marks.append(text(136 + wide, y + 17, f"{value:.2f}", "" if n else "name"))
+        marks.append(f'<rect class="{css}" x="116" y="{y + 5}" width="{wide:.1f}" height="15"/>')
+        marks.append(text(108, y + 17, name, "" if n else "name", "end"))
+        marks.append(text(122 + wide, y + 17, f"{value:.2f}", "" if n else "name"))
     label = "bits per byte: " + ", ".join(f"{name} {value:.2f}" for name, value in bits.items())
-    return picture(520, 24 * len(bits) + 4, label, marks)
+    return picture(356, 24 * len(bits) + 4, label, marks)
