@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from browsing import browse, check_self_contained
 
 DOCS = Path(__file__).parents[2] / "docs"
