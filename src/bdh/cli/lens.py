@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bdh.cli.lens_labels import find, label
 from bdh.cli.lens_logits import attention, logits, surprise
+from bdh.cli.lens_report import report
 from bdh.cli.lens_state import edit, ledger, state, synapses
 from bdh.cli.lens_topology import topology
 from bdh.parsing import Group
@@ -17,6 +18,7 @@ LENS = Group(
         "label": label,
         "ledger": ledger,
         "logits": logits,
+        "report": report,
         "state": state,
         "surprise": surprise,
         "synapses": synapses,

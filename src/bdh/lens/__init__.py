@@ -15,12 +15,15 @@ from bdh.lens.logits import Attribution, LogitLens, attribute_logit, logit_lens,
 from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
+from bdh.lens.overview import Overview, overview, overview_panel
+from bdh.lens.page import write_page
+from bdh.lens.panel import Panel, Table
 from bdh.lens.panels import spike_raster_plot
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.reading import Reading, explain_reading
 from bdh.lens.record import SIGNALS, Trace, record
 from bdh.lens.repetition import Repetition, measure_repetition, repeated_words
-from bdh.lens.report import write_report
+from bdh.lens.report import inspection_panels, write_report
 from bdh.lens.span import MemorySpan, memory_span
 from bdh.lens.surgery import EraseTokens, ScaleSynapse, erase_tokens, scale_pair
 from bdh.lens.surprise import Surprise, measure_surprise
@@ -45,6 +48,8 @@ __all__ = [
     "MemoryEnergy",
     "MemorySpan",
     "NeuronStatistics",
+    "Overview",
+    "Panel",
     "Patch",
     "Picture",
     "Reading",
@@ -55,6 +60,7 @@ __all__ = [
     "StateDiff",
     "Surprise",
     "SynapseCourse",
+    "Table",
     "Trace",
     "attention_scores",
     "attribute_logit",
@@ -67,6 +73,7 @@ __all__ = [
     "init_density",
     "inspect_mechanisms",
     "inspect_text",
+    "inspection_panels",
     "intervene",
     "label_neurons",
     "logit_lens",
@@ -76,6 +83,8 @@ __all__ = [
     "memory_span",
     "names_of",
     "neuron_statistics",
+    "overview",
+    "overview_panel",
     "pair_strength",
     "periods",
     "print_inspection",
@@ -94,5 +103,6 @@ __all__ = [
     "topology",
     "typical_growth",
     "write_ledger",
+    "write_page",
     "write_report",
 ]

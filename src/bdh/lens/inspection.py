@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bdh.lens.activity import Activity
 from bdh.lens.density import Density
 
 if TYPE_CHECKING:  # it stands above this page: it reads models
@@ -125,6 +126,8 @@ class Inspection:
     words: tuple[Word, ...]
     telling: tuple[Telling, ...]
     raster: Raster
+    activity: Activity
+    """All neurons at all bytes, for a picture; not in the JSON."""
     n_unseen: int
     """(level, neuron) pairs that fire here but fewer than `min_fires` times in the validation text: not ranked."""
     mechanisms: Mechanisms | None = None
@@ -138,7 +141,9 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that goes into JSON (no NaN; numbers with six digits; the text as a list of bytes)."""
-        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        whole = dataclasses.asdict(self)
+        del whole["activity"]
+        values: dict[str, Any] = plain(whole)
         values["surprisal"] = plain(self.surprisal)
         values["mechanisms"] = None if self.mechanisms is None else self.mechanisms.to_dict()
         return values

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bdh.lens.activity import pack_activity
 from bdh.lens.density import Density, DensityTap, init_density
 from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Pair, Raster, Telling, Word, readable
 from bdh.lens.mechanisms import inspect_mechanisms
@@ -172,6 +173,7 @@ def inspect_text(
         ),
         telling=tuple(_telling(f, stats, reader, found) for f, found in zip(reader.telling, places, strict=True)),
         raster=raster,
+        activity=pack_activity(reader.levels, c.neurons_per_head),
         n_unseen=reader.n_unseen,
         mechanisms=inspect_mechanisms(
             model, _ids(model, text[None]), _ids(model, baseline), neurons=[(f.level, f.neuron) for f in reader.telling]
@@ -192,6 +194,7 @@ class _Reader:
         self.count = DensityTap(model.config.n_layer)
         self.mean = torch.zeros_like(stats.mean)
         self.activity: list[list[float]] = []
+        self.levels: list[Tensor] = []
         self.n_unseen = 0
         self._of_byte: list[list[Firing]] = [[] for _ in text]
         self._of_word: list[list[Firing]] = [[] for _ in words]
@@ -215,6 +218,7 @@ class _Reader:
         z = ((a - stats.mean[level].float()) / stats.std[level].float()).masked_fill(~scored, -math.inf)
         score = z if self.rank == "z" else a.masked_fill(a <= 0, -math.inf)
         self.mean[level] = a.double().mean(0)
+        self.levels.append(a)
         self.activity.append((a > 0).double().mean(1).tolist())
         self.n_unseen += int(((a > 0).any(0) & ~often).sum())
         for position, found in enumerate(self._of_byte):
