@@ -2,6 +2,7 @@
 
 from bdh.lens.density import density, init_density
 from bdh.lens.firing import firing
+from bdh.lens.index import Index, NeuronPage, build_index
 from bdh.lens.inspection import Inspection, readable
 from bdh.lens.intervene import intervene
 from bdh.lens.interventions import Ablate, Clamp, Intervention, Patch, Scale
@@ -23,10 +24,12 @@ __all__ = [
     "Clamp",
     "EraseTokens",
     "Growth",
+    "Index",
     "Inspection",
     "Intervention",
     "Ledger",
     "Mechanisms",
+    "NeuronPage",
     "NeuronStatistics",
     "Patch",
     "Picture",
@@ -34,6 +37,7 @@ __all__ = [
     "ScaleSynapse",
     "SpikeRaster",
     "Trace",
+    "build_index",
     "density",
     "erase_tokens",
     "firing",
