@@ -147,7 +147,8 @@ def page_of(index: Index, neuron: int) -> NeuronPage:
     """Read one neuron from an index; see `Index.neuron`."""
     plan, K = index.plan, index.plan.shape.neurons_per_head
     a, table = index.arrays, {name: column[neuron] for name, column in index.neurons.items()}
-    rate, mean, std, largest = (index.levels[name][neuron].tolist() for name in ("rate", "mean", "std", "largest"))
+    mean, std, largest = (index.levels[name][neuron].tolist() for name in ("mean", "std", "largest"))
+    rate = (index.levels["fires"][neuron] / plan.n_bytes).tolist()
     up = np.argsort(-a["logits"][neuron], kind="stable")
     effect = [Effect(int(t), shown(bytes([t])) if t < 256 else f"#{t}", float(a["logits"][neuron, t])) for t in up]
     return NeuronPage(
@@ -158,7 +159,7 @@ def page_of(index: Index, neuron: int) -> NeuronPage:
         n_bytes=plan.n_bytes,
         window=plan.window,
         fires=int(table["fires"]),
-        rate=float(table["rate"]),
+        rate=sum(rate) / len(rate),
         levels=tuple(map(Level, rate, mean, std, largest, map(tuple, a["histogram"][neuron].tolist()))),
         edges=EDGES,
         density=index.density,

@@ -117,7 +117,7 @@ class Index:
                 arrays={name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _ARRAYS},
                 text=np.memmap(path / "text.bin", dtype=np.uint8, mode="r"),
             )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError) as error:
             raise ValueError(f"{path} cannot be read ({error}): it is damaged; build it again") from None
 
     def neuron(self, name: int | str) -> NeuronPage:
@@ -232,7 +232,7 @@ def _lifts(tally: Tally, total: Array, cells: int) -> Array:
                 pick = best, np.arange(len(best))
                 found = _together(LIFT, which[best], fires[pick], delta[pick], z[pick])
                 # what is not lifted at all is no finding
-                out[at, row, rank] = np.where(z[pick] > 0, found, out[at, row, rank])
+                out[at, row, rank] = np.where((z[pick] > 0) & (found["fires"] > 0), found, out[at, row, rank])
     return out
 
 
