@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tolerances import CONTROL, SAME, error
 
 import bdh
 from bdh import BDH, BDHConfig
@@ -17,6 +16,7 @@ from bdh.lens.index import build, panel
 from bdh.lens.index.neuronpedia import export_neuronpedia
 from bdh.lens.index.page import _quantiles
 from bdh.lens.index.wiring import KINDS, logit_effects, partners, written
+from tolerances import CONTROL, SAME, error
 
 CONFIG = BDHConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=2, dropout=0.0)
 TEXT = b"the quick ones ask; no iraq\n" * 9 + b"nothing of that kind is here" * 9 + b"q and a quart"

@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 SLICE = 2048
 """Neurons that are looked at together: with 128 tokens, a megabyte."""
 
+IN_HISTOGRAM = 2**18
+"""About as many positions are looked at for the histogram, evenly spread; a shorter text wholly."""
 LOW, HIGH = -8, 8
 _STEP = 22
 """Bits below the exponent and the first bit of the mantissa of a float32."""
@@ -35,6 +37,16 @@ _ZERO = ((127 + LOW) << 1) - 2
 N_BINS = 2 * (HIGH - LOW) + 2
 EDGES = (0.0, *(2.0**e * half for e in range(LOW, HIGH) for half in (1.0, 1.5)), 2.0**HIGH)
 """Lower edges of the bins of positive activations: 0, then 2^e and 1.5 * 2^e; the last bin has no upper edge."""
+
+
+def stride(n_bytes: int) -> int:
+    """Return between which positions of a text the histogram goes from one to the next.
+
+    Examples:
+        >>> stride(1000), stride(2**20)
+        (1, 4)
+    """
+    return max(1, n_bytes // IN_HISTOGRAM)
 
 
 class Desk:
@@ -78,8 +90,9 @@ class Tally:
         self.plan, self.ngrams, self.K, self.L = plan, ngrams, c.neurons_per_head, L
         self.names = {f"layers.{level}.{plan.signal}": level for level in range(L)}
         self.sums = Sums(L, N)
+        self.stride = stride(plan.n_bytes)
         self.above = np.zeros((L, N_BINS, N), np.uint32)
-        """Fires in each bin or a higher one."""
+        """Fires in each bin or a higher one, at every so-manieth position."""
         self.at_ngram = np.zeros((len(ngrams.grams), N), np.uint32)
         """Fires at each n-gram, all levels."""
         self.place = np.zeros(N, np.int64)
@@ -124,11 +137,12 @@ class Tally:
                 a, flags = window[rows], desk.flags[: rows.stop - rows.start]
                 fires = np.greater(a, 0, out=desk.fires[: len(a)])
                 np.maximum(peak, self.sums.add(level, at, a, fires), out=peak)
-                found = bins(a, fires, desk)
-                for number in range(int(found.max())):
-                    np.greater(found, number, out=flags)
+                some = slice(-(self._start + b * len(window) + rows.start) % self.stride, None, self.stride)
+                found = bins(a[some], fires[some], desk)
+                for number in range(int(found.max(initial=0))):
+                    more = np.greater(found, number, out=flags[: len(found)]).view(np.uint8)
                     # 128 rows at most, so a byte is enough
-                    self.above[level, number, at] += np.add.reduce(flags.view(np.uint8), 0, dtype=np.uint8)
+                    self.above[level, number, at] += np.add.reduce(more, 0, dtype=np.uint8)
                 self._firing[b, rows, at] += fires.view(np.uint8)
                 self._draw(level, b, rows, at, window, fires, flags)
             self._note(level, b, at, window, peak)

@@ -73,11 +73,12 @@ def _strengths(page: NeuronPage) -> Text:
     some = np.flatnonzero(counts)
     low, high = int(some[0]), int(some[-1])
     heights = np.ceil(counts[low : high + 1] * 8 / counts.max()).astype(int)
+    every = "" if page.stride == 1 else f", at one position in {page.stride}"
     stop = f"{page.edges[high + 1]:.3g}" if high + 1 < len(page.edges) else "more"
     text = Text("\nStrength of its fires", style="bold")
     text.append(f"  {page.edges[low]:.3g} ", style="not bold")
     text.append("".join(_BLOCKS[height] for height in heights), style="not bold")
-    text.append(f" {stop}, each step half an octave", style="not bold")
+    text.append(f" {stop}, each step half an octave{every}", style="not bold")
     return text
 
 
