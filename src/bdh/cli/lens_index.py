@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,13 +46,14 @@ def index(
     hatchling, target = open_model(model), out or Path(f"{model}-index")
     corpus = corpus_of(model, dataset, data)
     text = np.concatenate([corpus.train, corpus.validation]) if data else np.asarray(corpus.validation)
-    with _showing(Console(stderr=True)) as progress:
-        try:
+    try:
+        with _showing(Console(stderr=True)) as progress:
             found = lens.build_index(
                 hatchling, text, target, signal=signal, window=window, seed=seed, progress=progress
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on") from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     if found is None:
         print("this shard is done; others are not")
         return 0

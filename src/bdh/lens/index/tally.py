@@ -136,7 +136,8 @@ class Tally:
             for rows in pieces(len(window)):
                 a, flags = window[rows], desk.flags[: rows.stop - rows.start]
                 fires = np.greater(a, 0, out=desk.fires[: len(a)])
-                np.maximum(peak, self.sums.add(level, at, a, fires), out=peak)
+                highest = self.sums.add(level, at, a, fires)
+                np.maximum(peak, highest, out=peak)
                 some = slice(-(self._start + b * len(window) + rows.start) % self.stride, None, self.stride)
                 found = bins(a[some], fires[some], desk)
                 for number in range(int(found.max(initial=0))):
@@ -144,20 +145,18 @@ class Tally:
                     # 128 rows at most, so a byte is enough
                     self.above[level, number, at] += np.add.reduce(more, 0, dtype=np.uint8)
                 self._firing[b, rows, at] += fires.view(np.uint8)
-                self._draw(level, b, rows, at, window, fires, flags)
+                self._draw(level, b, rows, at, window, fires, highest)
             self._note(level, b, at, window, peak)
 
-    def _draw(
-        self, level: int, b: int, rows: slice, at: slice, window: Array, fires: Array, flags: Array
-    ) -> None:  # fmt: skip
+    def _draw(self, level: int, b: int, rows: slice, at: slice, window: Array, fires: Array, highest: Array) -> None:
         """A uniform sample of the fires of each neuron: those with the smallest lots, whatever their strength."""
-        lots = self._lot[level, b, rows]
-        np.less_equal(lots[:, None], self.drawn.last(at), out=flags)
-        np.logical_and(flags, fires, out=flags)
-        some = np.flatnonzero(flags.any(1))
-        if not len(some):
+        lots, limit = self._lot[level, b, rows], self.drawn.last(at)
+        # few tokens have a lot that could win anything: the others need not be looked at neuron by neuron
+        some = np.flatnonzero(lots <= limit[highest > 0].max(initial=0))
+        wins = (lots[some, None] <= limit) & fires[some]
+        if not wins.any():
             return
-        token, neuron = np.nonzero(flags[some])
+        token, neuron = np.nonzero(wins)
         token = some[token]
         key = keys(lots[token], self._events(level, b, rows.start + token))
         token = token + rows.start
@@ -204,9 +203,11 @@ class Tally:
     def _finish_ngrams(self, ids: Array) -> None:
         """Fires at the n-grams of one length: their rows of the table are no other length's."""
         firing = self._firing.reshape(-1, self._firing.shape[2])
-        for fires, number in zip(firing, ids[self._start : self._start + len(firing)], strict=True):
-            if number >= 0:
-                np.add(self.at_ngram[number], fires, out=self.at_ngram[number])
+        here = ids[self._start : self._start + len(firing)]
+        # sorted, so that the row of an n-gram that comes again is still in the cache
+        for token in np.argsort(here, kind="stable")[(here < 0).sum() :].tolist():
+            row = self.at_ngram[here[token]]
+            np.add(row, firing[token], out=row)
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another shard."""
