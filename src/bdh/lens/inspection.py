@@ -169,6 +169,16 @@ def readable(data: bytes, space: str = " ") -> list[str]:
     return shown
 
 
+def readable_token(token: int) -> str:
+    """Return a token of a byte model as people can read it; ids beyond the bytes are of a vocabulary that was grown.
+
+    Examples:
+        >>> readable_token(32), readable_token(300)
+        ('␣', '#300')
+    """
+    return readable(bytes([token]), "␣")[0] if token < 256 else f"#{token}"
+
+
 def _character(data: bytes) -> str:
     """The UTF-8 character that `data` starts with; empty if there is none."""
     for length in range(2, len(data) + 1):

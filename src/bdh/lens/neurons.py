@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 
 from bdh.lens.density import Density, DensityTap, init_density
-from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Pair, Raster, Telling, Word, readable
+from bdh.lens.inspection import (
+    ByteView,
+    Context,
+    Firing,
+    Inspection,
+    Pair,
+    Raster,
+    Telling,
+    Word,
+    readable,
+    readable_token,
+)
 from bdh.lens.mechanisms import inspect_mechanisms
 from bdh.lens.reading import Ids, as_bytes, blocks, context_at, level_names, to_ids
 from bdh.lens.sums import Sums
@@ -248,7 +259,7 @@ class _Reader:
         surprisal = [None, *(-self.log_p[t, byte].item() for t, byte in enumerate(self.text[1:].tolist()))]
         return tuple(
             ByteView(
-                byte, shown, surprisal[t], _shown(int(following[t])), p[t].exp().item(),
+                byte, shown, surprisal[t], readable_token(int(following[t])), p[t].exp().item(),
                 tuple(level[t] for level in self.activity), self.by_byte[t],
             )
             for t, (byte, shown) in enumerate(zip(self.text.tolist(), readable(self.text.tobytes(), "␣"), strict=True))
@@ -330,8 +341,3 @@ def _gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Ten
     with evaluating(model):
         model(idx, tap=pick)
     return out
-
-
-def _shown(token: int) -> str:
-    """A predicted token; ids beyond the bytes belong to a vocabulary that was grown."""
-    return readable(bytes([token]), "␣")[0] if token < 256 else f"#{token}"

@@ -87,18 +87,17 @@ def build_index(
     tally = Tally(plan, frequent(text, plan.window, plan.ngrams))
     _count(model, text, tally, work / f"shard-{rank}-of-{of}.safetensors", (rank, of), progress)
     with _alone(work):
-        if target.exists():  # another shard ended at the same time
-            return _existing(target, plan)
-        shards = [work / f"shard-{number}-of-{of}.safetensors" for number in range(of)]
-        if not all(map(_is_whole, shards)):
-            return None
-        for file in shards[:rank] + shards[rank + 1 :]:
-            other = Tally(plan, tally.ngrams)
-            _load(other, file)
-            tally.merge(other)
-        write_index(target, plan, tally, text, model, progress)
+        if not target.exists():  # else another process was as quick
+            shards = [work / f"shard-{number}-of-{of}.safetensors" for number in range(of)]
+            if not all(map(_is_whole, shards)):
+                return None
+            for file in shards[:rank] + shards[rank + 1 :]:
+                other = Tally(plan, tally.ngrams)
+                _load(other, file)
+                tally.merge(other)
+            write_index(target, plan, tally, text, model, progress)
         shutil.rmtree(work)
-    return Index.open(target)
+    return _existing(target, plan)
 
 
 def _existing(target: Path, plan: Plan) -> Index:

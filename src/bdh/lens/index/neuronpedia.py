@@ -2,6 +2,7 @@
 
     frac_nonzero                        share of positions and levels at which it fires
     freq_hist_data_bar_values, _heights middles of the bins of positive activations, and fires in them
+                                        (at every so-manieth position of a long text)
     logits_hist_data_bar_values, _heights   the same of the logit effects on all tokens
     pos_str, pos_values, neg_str, neg_values   strongest logit effects
     activations                         examples: tokens, values, maxValue, maxValueTokenIndex, minValue, binMin,

@@ -16,7 +16,7 @@ from bdh.lens.index.ngrams import LENGTHS
 from bdh.lens.index.store import Index, shown
 from bdh.lens.index.tally import EDGES, stride
 from bdh.lens.index.wiring import KINDS, TOKENS
-from bdh.lens.inspection import Context, plain
+from bdh.lens.inspection import Context, plain, readable_token
 from bdh.lens.panel import Panel, Table
 from bdh.lens.reading import context_at
 from bdh.lens.svg import Picture, Plot, Scale, picture
@@ -152,7 +152,7 @@ def page_of(index: Index, neuron: int) -> NeuronPage:
     mean, std, largest = (index.levels[name][neuron].tolist() for name in ("mean", "std", "largest"))
     rate = (index.levels["fires"][neuron] / plan.n_bytes).tolist()
     up = np.argsort(-a["logits"][neuron], kind="stable")
-    effect = [Effect(int(t), shown(bytes([t])) if t < 256 else f"#{t}", float(a["logits"][neuron, t])) for t in up]
+    effect = [Effect(t, readable_token(t), float(a["logits"][neuron, t])) for t in up.tolist()]
     return NeuronPage(
         neuron=neuron,
         head=neuron // K,

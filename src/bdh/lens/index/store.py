@@ -96,29 +96,34 @@ class Index:
         path = Path(folder)
         if not (path / "index.json").is_file():
             raise ValueError(f"{path} is no index of neurons: expected a directory that bdh lens index wrote")
-        about = json.loads((path / "index.json").read_text(encoding="utf-8"))
-        if about["plan"].get("format") != FORMAT:
-            raise ValueError(f"{path} has format {about['plan'].get('format')}: expected {FORMAT}; build it again")
-        plan = Plan.from_dict(about["plan"])
-        if model is not None and fingerprint(model) != plan.model:
-            raise ValueError(f"{path} is the index of another model: expected one of these weights; build one for them")
-        c = plan.shape
         try:
-            neurons, levels, ngrams = (_read(path / f"{name}.parquet") for name in ("neurons", "levels", "ngrams"))
-            return cls(
-                path=path,
-                plan=plan,
-                density=tuple(about["density"]),
-                density_init=tuple(about["density_init"]),
-                neurons=neurons,
-                levels={name: column.reshape(c.n_neurons, c.n_layer) for name, column in levels.items()},
-                ngrams=tuple(ngrams["ngram"]),
-                counts=ngrams["count"],
-                arrays={name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _ARRAYS},
-                text=np.memmap(path / "text.bin", dtype=np.uint8, mode="r"),
-            )
-        except (OSError, EOFError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): it is damaged; build it again") from None
+            about = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            if (found := about["plan"]["format"]) != FORMAT:
+                raise ValueError(f"format {found}, expected {FORMAT}")
+            index = cls._read(path, about)
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): delete it and build it again") from None
+        if model is not None and fingerprint(model) != index.plan.model:
+            raise ValueError(f"{path} is the index of another model: expected one of these weights; build one for them")
+        return index
+
+    @classmethod
+    def _read(cls, path: Path, about: dict[str, Any]) -> Index:
+        plan = Plan.from_dict(about["plan"])
+        neurons, levels, ngrams = (_read(path / f"{name}.parquet") for name in ("neurons", "levels", "ngrams"))
+        shape = plan.shape.n_neurons, plan.shape.n_layer
+        return cls(
+            path=path,
+            plan=plan,
+            density=tuple(about["density"]),
+            density_init=tuple(about["density_init"]),
+            neurons=neurons,
+            levels={name: column.reshape(shape) for name, column in levels.items()},
+            ngrams=tuple(ngrams["ngram"]),
+            counts=ngrams["count"],
+            arrays={name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _ARRAYS},
+            text=np.memmap(path / "text.bin", dtype=np.uint8, mode="r"),
+        )
 
     def neuron(self, name: int | str) -> NeuronPage:
         """Return all that is known of one neuron.

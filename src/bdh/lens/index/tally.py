@@ -122,7 +122,7 @@ class Tally:
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """Count the activations of a level, and hand the tensor on unchanged."""
         if (level := self.names.get(name)) is not None:
-            values = tensor.detach().float().cpu().numpy()  # (B, H, T, K)
+            values = tensor.detach().float().cpu().contiguous().numpy()  # (B, H, T, K)
             slices = [(h, k) for h in range(values.shape[1]) for k in range(0, self.K, SLICE)]
             list(self._pool.map(lambda one: self._slice(level, values, *one), slices))
         return tensor
