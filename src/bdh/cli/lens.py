@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bdh.cli.lens_index import export, index, neuron
 from bdh.cli.lens_labels import find, label
 from bdh.cli.lens_logits import attention, logits, surprise
 from bdh.cli.lens_report import report
@@ -14,10 +15,13 @@ LENS = Group(
     {
         "attention": attention,
         "edit": edit,
+        "export": export,
         "find": find,
+        "index": index,
         "label": label,
         "ledger": ledger,
         "logits": logits,
+        "neuron": neuron,
         "report": report,
         "state": state,
         "surprise": surprise,

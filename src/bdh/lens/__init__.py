@@ -7,6 +7,7 @@ from bdh.lens.density import density, init_density
 from bdh.lens.energy import MemoryEnergy, StateDiff, diff_states, memory_energy, snapshots
 from bdh.lens.find import find_neurons
 from bdh.lens.firing import firing
+from bdh.lens.index import Index, NeuronPage, build_index
 from bdh.lens.inspection import Inspection, readable
 from bdh.lens.intervene import intervene
 from bdh.lens.interventions import Ablate, Clamp, Intervention, Patch, Scale
@@ -40,6 +41,7 @@ __all__ = [
     "Clamp",
     "EraseTokens",
     "Growth",
+    "Index",
     "Inspection",
     "Intervention",
     "Ledger",
@@ -47,6 +49,7 @@ __all__ = [
     "Mechanisms",
     "MemoryEnergy",
     "MemorySpan",
+    "NeuronPage",
     "NeuronStatistics",
     "Overview",
     "Panel",
@@ -64,6 +67,7 @@ __all__ = [
     "Trace",
     "attention_scores",
     "attribute_logit",
+    "build_index",
     "density",
     "diff_states",
     "erase_tokens",

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bdh.lens.inspection import Context, plain
 from bdh.lens.names import check_signal
-from bdh.lens.neurons import BLOCK_CELLS, Ids, as_bytes, context_at
 from bdh.lens.rules import WORD, Bytes
+from bdh.lens.texts import BLOCK_CELLS, Ids, as_bytes, context_at
 from bdh.model import BDH, evaluating
 
 Floats = npt.NDArray[Any]

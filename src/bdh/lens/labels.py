@@ -18,8 +18,9 @@ import torch
 
 from bdh.lens.candidates import MOST_PARTS, Candidates, Fitted, Values, n_parts
 from bdh.lens.inspection import plain, readable
-from bdh.lens.neurons import Ids, as_bytes, blocks, gather
+from bdh.lens.neurons import gather
 from bdh.lens.rules import Bytes, Rule
+from bdh.lens.texts import Ids, as_bytes, blocks
 from bdh.model import BDH
 
 CELLS = 2**23

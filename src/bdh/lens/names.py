@@ -159,6 +159,33 @@ def check_signal(signal: str) -> None:
         raise ValueError(f"signal={signal!r}: expected one of {', '.join(SIGNALS)}; {near(signal, SIGNALS)}")
 
 
+def neuron_id(name: int | str, config: BDHConfig) -> int:
+    """Return the global id h*K + k of a neuron that is called by it, or by head and neuron inside the head.
+
+    Args:
+        name: a global id (4521, "4521"), or "h1:425".
+        config: of the model.
+
+    Raises:
+        ValueError: no such neuron, or no name of one.
+
+    Examples:
+        >>> config = BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
+        >>> neuron_id("h1:7", config), neuron_id(39, config)
+        (39, 39)
+    """
+    found = re.fullmatch(r"(?:h(\d+):)?(\d+)", str(name).strip())
+    N, H, K = config.n_neurons, config.n_head, config.neurons_per_head
+    expected = f"expected 0..{N - 1}, or h0:0 .. h{H - 1}:{K - 1} for head and neuron inside it"
+    if found is None:
+        raise ValueError(f"neuron {name!r}: {expected}")
+    head, number = (None if part is None else int(part) for part in found.groups())
+    assert number is not None
+    if (head is None and number >= N) or (head is not None and (head >= H or number >= K)):
+        raise ValueError(f"neuron {name}: there is no such neuron; {expected}")
+    return number if head is None else head * K + number
+
+
 def table() -> str:
     """Return all places as the Markdown table that the documentation shows.
 
