@@ -1,11 +1,13 @@
 """Look into a model: record and change its tensors, measure its density, find which neurons fire, write it down."""
 
 from bdh.lens.density import density, init_density
+from bdh.lens.find import find_neurons
 from bdh.lens.firing import firing
 from bdh.lens.index import Index, NeuronPage, build_index
 from bdh.lens.inspection import Inspection, readable
 from bdh.lens.intervene import intervene
 from bdh.lens.interventions import Ablate, Clamp, Intervention, Patch, Scale
+from bdh.lens.labels import label_neurons
 from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
@@ -40,11 +42,13 @@ __all__ = [
     "build_index",
     "density",
     "erase_tokens",
+    "find_neurons",
     "firing",
     "init_density",
     "inspect_mechanisms",
     "inspect_text",
     "intervene",
+    "label_neurons",
     "names_of",
     "neuron_statistics",
     "pair_strength",

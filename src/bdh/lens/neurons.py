@@ -273,7 +273,7 @@ def _raster(model: BDH, reader: _Reader, signal: str, text: npt.NDArray[np.uint8
     spans = (*reader.by_word, *reader.by_byte)
     found = [*reader.telling, *(span[rank] for rank in range(reader.top) for span in spans if rank < len(span))]
     chosen = list(dict.fromkeys((f.level, f.neuron) for f in found))[:RASTER_ROWS]
-    values = _gather(model, to_ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
+    values = gather(model, to_ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
     peak = values.numpy().argmax(-1) if chosen else np.zeros(0, dtype=np.int64)
     order = sorted(range(len(chosen)), key=lambda row: (chosen[row][0], int(peak[row]), chosen[row][1]))
     return Raster(
@@ -296,7 +296,7 @@ def _contexts(
     values, positions = [], []
     with evaluating(model):
         for start, idx in blocks(model, data, window):
-            block = _gather(model, idx, signal, chosen).numpy()  # (rows, B, T)
+            block = gather(model, idx, signal, chosen).numpy()  # (rows, B, T)
             at = block.argmax(-1)
             values.append(np.take_along_axis(block, at[..., None], -1)[..., 0])
             positions.append(start + np.arange(idx.shape[0]) * idx.shape[1] + at)
@@ -325,7 +325,7 @@ def _telling(firing: Firing, stats: NeuronStatistics, reader: _Reader, contexts:
     )
 
 
-def _gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Tensor:
+def gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Tensor:
     """Activations of the chosen (level, neuron) pairs at each token, (rows, B, T), on the CPU."""
     names, K = level_names(model, signal), model.config.neurons_per_head
     out = torch.zeros(len(chosen), *idx.shape)
