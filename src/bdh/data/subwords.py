@@ -25,7 +25,7 @@ class SubwordTokenizer:
         definition: what its tokenizer.json holds.
 
     Raises:
-        ValueError: the package is missing, this is no tokenizer, or it has no token between documents.
+        ValueError: the package is missing, or this is no tokenizer.
     """
 
     name = FILE
@@ -42,11 +42,18 @@ class SubwordTokenizer:
         self._tokenizer.no_padding()
         self.vocab_size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         """How many ids there are."""
+
+    @property
+    def separator(self) -> int:
+        """The id that every document begins with.
+
+        Raises:
+            ValueError: there is none; texts that are one document can do without.
+        """
         found = [token for token in map(self._tokenizer.token_to_id, ENDS) if token is not None]
         if not found:
             raise ValueError(f"the tokenizer has no token between documents: expected one of {', '.join(ENDS)}")
-        self.separator: int = found[0]
-        """The id that every document begins with."""
+        return int(found[0])
 
     def definition(self) -> str:
         """Return what tokenizer.json holds."""
