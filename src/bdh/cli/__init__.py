@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bdh import __version__
 from bdh.arguments import plan_defaults, train_defaults
+from bdh.cli.evaluating import run_eval
 from bdh.cli.looking import inspect
 from bdh.cli.speaking import convert, doctor, generate
 from bdh.cli.texts import prepare
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
+    "eval": run_eval,
     "prepare": prepare,
     "plan": plan,
     "bench": run_bench,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,27 @@ class SubwordTokenizer:
         """Turn ids into text."""
         text: str = self._tokenizer.decode(to_integers(ids).tolist(), skip_special_tokens=False)
         return text
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Return how many bytes of text each id stands for, `(vocab_size,)`; ids that stand for nothing have 0.
+
+        Examples:
+            >>> tokenizer = train_bpe(iter([b"the cat sat"] * 9), 260)
+            >>> int(tokenizer.token_bytes()[tokenizer.encode("the cats, né")].sum())
+            13
+        """
+        sizes = np.zeros(self.vocab_size, np.int64)
+        parts = json.loads(self.definition())
+        if (parts["decoder"] or {}).get("type") == "ByteLevel":  # its alphabet has a character per byte
+            for word, token in self._tokenizer.get_vocab().items():
+                sizes[token] = len(word)
+            return sizes
+        # others join words by spaces: what a token adds after another is what it stands for
+        before = next(token for word, token in self._tokenizer.get_vocab().items() if word.isalpha())
+        start = len(self.decode([before]).encode())
+        for token in self._tokenizer.get_vocab().values():
+            sizes[token] = len(self.decode([before, token]).encode()) - start
+        return sizes
 
     def decoder(self) -> Decoder:
         """Return what decodes a stream; a character is given out when all of it is there."""
