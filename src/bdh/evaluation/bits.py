@@ -113,9 +113,7 @@ def bits_per_byte(
     estimate = ratio(sums[0] / math.log(2), sums[1])
     p = counts[counts > 0] / scored_tokens
     order0 = float(-(p * np.log2(p)).sum() * scored_tokens / bytes_)
-    return Bits(
-        estimate, float(nats / scored_tokens), int(scored_tokens), int(bytes_), block_size, stride, order0
-    )  # fmt: skip
+    return Bits(estimate, float(nats / scored_tokens), int(scored_tokens), int(bytes_), block_size, stride, order0)
 
 
 def check_tokens(model: BDH, n: int, tokenizer: Tokenizer) -> None:

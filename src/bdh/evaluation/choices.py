@@ -118,9 +118,7 @@ def multiple_choice(
         for which in (picked, picked_per_byte)
     )
     chance = statistics.fmean(1 / len(question.choices) for question in questions)
-    return Choices(
-        n, right / n, right_per_byte / n, share(right, n), share(right_per_byte, n), chance, tuple(picked)
-    )  # fmt: skip
+    return Choices(n, right / n, right_per_byte / n, share(right, n), share(right_per_byte, n), chance, tuple(picked))
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, choice: str) -> tuple[list[int], list[int]]:

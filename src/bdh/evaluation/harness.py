@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bdh import checkpoint
 from bdh.data import Tokenizer
 from bdh.evaluation.reading import loglikelihoods
@@ -36,6 +38,10 @@ class Answers:
         self, model: str, device: str | None = None, batch_size: Any = None, max_batch_size: Any = None
     ) -> None:
         super().__init__()
+        if (device or "cpu").startswith("cuda") and not torch.cuda.is_available():
+            # the harness asks for a GPU by default
+            print(f"bdh: {device} is not present: the model runs on the CPU", file=sys.stderr)
+            device = "cpu"
         self.bdh: BDH = checkpoint.load(Path(model), device or "cpu")
         self.words: Tokenizer = checkpoint.load_tokenizer(Path(model))
 

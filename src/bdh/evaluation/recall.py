@@ -89,9 +89,7 @@ def recall_of(
                 told(number * count + done + 1, len(reachable) * count)
         rank, rank_without = estimate(map(float, with_facts)), estimate(map(float, without))
         interval = share(exact, count)
-        found.append(
-            Recall(distance, count, exact / count, interval, rank, rank_without, len(needle.answers))
-        )  # fmt: skip
+        found.append(Recall(distance, count, exact / count, interval, rank, rank_without, len(needle.answers)))
     return found
 
 
