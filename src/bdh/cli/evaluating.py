@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from bdh import checkpoint, evaluation
-from bdh.cli.shared import facts_of, json_text, open_model
+from bdh.cli.shared import json_text, open_model, run_facts
 
 
 def run_eval(model: Path, settings: tyro.conf.OmitArgPrefixes[evaluation.Settings], json: bool = False) -> int:
@@ -28,7 +28,7 @@ def run_eval(model: Path, settings: tyro.conf.OmitArgPrefixes[evaluation.Setting
             "are taken for bytes (other tokens: bdh convert --tokenizer)",
             file=sys.stderr,
         )
-    found = evaluation.evaluate(hatchling, tokenizer, settings, facts_of(model), console, shown)
+    found = evaluation.evaluate(hatchling, tokenizer, settings, run_facts(model), console, shown)
     console.print(f"{found['seconds']:.1f} s", markup=False)
     if json:
         print(json_text({"model": str(model), **found}))

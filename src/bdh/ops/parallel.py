@@ -14,25 +14,28 @@ BLOCK = 256
 """Tokens per block: score tiles of (C, C) stay in cache, matrix products stay large."""
 
 
-def dense(q: Tensor, v: Tensor) -> Tensor:
+def dense(q: Tensor, v: Tensor, k: Tensor | None = None) -> Tensor:
     """Quadratic form, block row by block row; score blocks above the diagonal are never computed.
 
-    Cost per head: about T^2/2 (K + D) multiply-adds.
+    Cost per head: about T^2/2 (K + D) multiply-adds. Keys k that are not the queries have a gradient of their own.
     """
-    T = q.shape[2]
+    T, keys = q.shape[2], q if k is None else k
     rows = []
     for start in range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
         mine = q[:, :, start:stop]
-        row = own_scores(mine).tril(-1) @ v[:, None, start:stop]
+        scores = own_scores(mine) if k is None else mine @ k[:, :, start:stop].mT
+        row = scores.tril(-1) @ v[:, None, start:stop]
         if start:
-            row = row + (mine @ q[:, :, :start].mT) @ v[:, None, :start]
+            row = row + (mine @ keys[:, :, :start].mT) @ v[:, None, :start]
         rows.append(row)
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=2)
 
 
-def chunked(q: Tensor, v: Tensor, rho: Tensor | None, *, owns_rho: bool = False) -> tuple[Tensor, Tensor]:
-    """Linear form: quadratic inside a block, state between blocks.
+def chunked(
+    q: Tensor, v: Tensor, rho: Tensor | None, k: Tensor | None = None, *, owns_rho: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Linear form: quadratic inside a block, state between blocks; keys k that are not the queries may be given.
 
     Cost per head: T C/2 (K + D) + 2 T K D multiply-adds. With `owns_rho` the state is updated in its own
     memory, which saves writing a second copy of it at every call.
@@ -41,13 +44,14 @@ def chunked(q: Tensor, v: Tensor, rho: Tensor | None, *, owns_rho: bool = False)
     rows = []
     for start in range(0, T, BLOCK):
         q_c, v_c = q[:, :, start : start + BLOCK], v[:, None, start : start + BLOCK]
-        row = own_scores(q_c).tril(-1) @ v_c
+        k_c = q_c if k is None else k[:, :, start : start + BLOCK]
+        row = (own_scores(q_c) if k is None else q_c @ k_c.mT).tril(-1) @ v_c
         if rho is not None:
             row = row + q_c @ rho
         rows.append(row)
-        write = q_c.mT @ v_c
+        write = k_c.mT @ v_c
         rho = write if rho is None else rho.add_(write) if owns_rho else rho + write
-        owns_rho = owns_rho or not rho.requires_grad
+        owns_rho = owns_rho or not (rho.requires_grad or row.requires_grad)  # a gradient of q needs it as it was
     assert rho is not None
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=2), rho
 
