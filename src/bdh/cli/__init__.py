@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bdh import __version__
 from bdh.arguments import plan_defaults, pretrain_defaults, train_defaults
+from bdh.cli.evaluating import run_eval
 from bdh.cli.lens import LENS
 from bdh.cli.looking import inspect
 from bdh.cli.speaking import convert, doctor, generate
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., int] | Group] = {
     "generate": generate,
     "inspect": inspect,
     "lens": LENS,
+    "eval": run_eval,
     "prepare": prepare,
     "plan": plan,
     "bench": run_bench,
