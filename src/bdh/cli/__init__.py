@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from bdh import __version__
 from bdh.arguments import plan_defaults, train_defaults
 from bdh.cli.looking import inspect
+from bdh.cli.probing import probe
 from bdh.cli.speaking import convert, doctor, generate
 from bdh.cli.texts import prepare
 from bdh.cli.training import plan, run_bench, run_compare, train
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
     "generate": generate,
     "inspect": inspect,
+    "probe": probe,
     "prepare": prepare,
     "plan": plan,
     "bench": run_bench,

@@ -9,6 +9,7 @@ from bdh.lens.mechanisms import Mechanisms, inspect_mechanisms
 from bdh.lens.names import names_of
 from bdh.lens.neurons import NeuronStatistics, inspect_text, neuron_statistics
 from bdh.lens.panels import spike_raster_plot
+from bdh.lens.probing import Concept, Probe, Protocol, concept_names, print_probes, probe, probe_panel, probe_together
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.record import SIGNALS, Trace, record
 from bdh.lens.report import write_report
@@ -21,6 +22,7 @@ __all__ = [
     "SIGNALS",
     "Ablate",
     "Clamp",
+    "Concept",
     "EraseTokens",
     "Growth",
     "Inspection",
@@ -30,10 +32,13 @@ __all__ = [
     "NeuronStatistics",
     "Patch",
     "Picture",
+    "Probe",
+    "Protocol",
     "Scale",
     "ScaleSynapse",
     "SpikeRaster",
     "Trace",
+    "concept_names",
     "density",
     "erase_tokens",
     "firing",
@@ -45,6 +50,10 @@ __all__ = [
     "neuron_statistics",
     "pair_strength",
     "print_inspection",
+    "print_probes",
+    "probe",
+    "probe_panel",
+    "probe_together",
     "readable",
     "record",
     "sigma",
