@@ -9,7 +9,7 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 from bdh.lens.panel import Cell, Panel, Table
-from bdh.lens.probing.findings import Finding, Probe
+from bdh.lens.probing.findings import CRITERIA, Finding, Probe
 from bdh.lens.svg import Picture, Plot, Scale, picture, text
 
 WIDTH = 100
@@ -40,9 +40,9 @@ def print_probes(probes: Sequence[Probe], console: Console) -> None:
     """Print probes, within 100 columns; the last lines are their verdicts."""
     for probe in probes:
         _print(probe, console)
-    _say(console, "\nTo pass, a unit needs")
+    _say(console, "\nTo pass, a unit needs all of")
     for name, words in probes[0].protocol.criteria().items():
-        _say(console, f"  {name:8} {words}", style="dim")
+        _say(console, f"  {name[0].upper()} {name:8} {words}", style="dim")
     _say(console, "")
     for probe in probes:
         _say(console, verdict(probe), style="bold")
@@ -62,8 +62,8 @@ def _print(probe: Probe, console: Console) -> None:
         style="dim",
     )
     table = Printed(box=None, pad_edge=False)
-    for name in ("unit", "r", "95 %", f"U/{b * b:,}", "q", "q words", "lexical", "matched", "causal", "fails"):
-        table.add_column(name, justify="left" if name in ("unit", "fails") else "right", overflow="fold")
+    for name in ("unit", "r", "95 %", f"U/{b * b:,}", "q", "q words", "lexical", "matched", "causal", "passes"):
+        table.add_column(name, justify="left" if name in ("unit", "passes") else "right", no_wrap=True)
     for finding in probe.findings[:_ROWS]:
         table.add_row(*map(Text, _row(finding, probe)))
     console.print(table, width=min(WIDTH, console.width), highlight=False)
@@ -76,7 +76,7 @@ def _print(probe: Probe, console: Console) -> None:
 
 
 def _row(finding: Finding, probe: Probe) -> list[str]:
-    unit, causal = finding.unit, finding.causal
+    unit, causal, failed = finding.unit, finding.causal, finding.failed(probe.protocol)
     where = f"{unit.neuron}" if unit.source is None else f"{unit.source}>{unit.neuron}"
     return [
         f"{where} L{unit.level}",
@@ -88,7 +88,7 @@ def _row(finding: Finding, probe: Probe) -> list[str]:
         f"{finding.lexical:.2f}",
         _small(finding.p_matched),
         "-" if causal is None else f"{causal.effect:.2f}",
-        " ".join(finding.failed(probe.protocol)) or "nothing: passes",
+        "".join("." if name in failed else name[0].upper() for name in CRITERIA),
     ]
 
 
