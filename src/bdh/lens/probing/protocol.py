@@ -5,6 +5,7 @@ Shapes: W word pairs, T templates, U units, R repetitions, k candidates.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,6 +85,8 @@ def probe(
     _check(model, kind, neurons)
     rules = protocol or Protocol()
     chosen = tuple(range(model.config.n_layer)) if levels is None else tuple(sorted(set(levels)))
+    if not chosen:
+        raise ValueError("levels: expected at least one level, or None for all")
     read: Reader = partial(Synapses, levels=chosen)
     if kind == "neurons":
         read = partial(Neurons, levels=chosen, signal=signal)
@@ -157,6 +160,8 @@ def probe_together(model: BDH, concepts: Sequence[Concept], kind: Kind = "neuron
 def _check(model: BDH, kind: str, neurons: Sequence[int] | None) -> None:
     if kind not in ("neurons", "synapses"):
         raise ValueError(f"kind={kind!r}: expected 'neurons' or 'synapses'")
+    if importlib.util.find_spec("scipy") is None:
+        raise ValueError('probing needs scipy: pip install "bdh[lens]"')
     model.as_ids("")  # refuses a vocabulary that is not of bytes
     if neurons is not None:
         if kind == "synapses" or not neurons:
