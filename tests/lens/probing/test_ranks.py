@@ -107,7 +107,7 @@ def test_intervals_of_words_are_wider_than_those_that_take_sentences_as_independ
     alone = v.reshape(2, 60, 1, 40)
     close_low, close_high = interval(dominance(*alone), np.random.default_rng(1), paired=True, resamples=500)
     assert (high - low).mean() > 1.8 * (close_high - close_low).mean()
-    assert ((low <= 0) & (0 <= high)).mean() > 0.8  # nothing there: 95 % of intervals of 12 words, roughly
+    assert ((low <= 0) & (high >= 0)).mean() > 0.8  # nothing there: 95 % of intervals of 12 words, roughly
 
 
 def test_false_discovery_rates_by_hand() -> None:

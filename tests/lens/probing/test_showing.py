@@ -17,7 +17,7 @@ from bdh.lens.probing.units import Unit
 PASSES = Finding(
     unit=Unit(2, 604), effect_a=0.9, u=3400.0, effect=0.889, low=0.7, high=1.0, p=1e-16, q=1e-15, p_words=0.0002,
     q_words=0.004, lexical=0.8, lexical_low=0.5, lexical_high=1.0, activity=0.2, p_matched=0.01, beats_init=True,
-    causal=Causal(effect=0.8, divergence=0.01, loss=0.002, largest_control=0.4, p=1 / 21),
+    causal=Causal(effect=0.8, divergence=0.01, loss=0.002, largest_control=0.4, p=1 / 21, n_controls=20),
 )  # fmt: skip
 FAILS = replace(PASSES, unit=Unit(1, 7), effect=0.3, lexical_low=-0.1, causal=None)
 

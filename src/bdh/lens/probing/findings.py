@@ -73,6 +73,8 @@ class Causal:
     """Largest `effect` of a control."""
     p: float
     """Share of controls, and the unit, with an effect as large."""
+    n_controls: int
+    """Controls that were taken away: all, or up to the first with an effect as large."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _ROWS = 10
 _COLUMNS = (
     "level", "neuron", "source", "effect", "low", "high", "u", "p", "q", "p_words", "q_words", "effect_a",
     "lexical", "lexical_low", "lexical_high", "activity", "p_matched", "beats_init", "causal_effect",
-    "causal_divergence", "causal_loss", "causal_largest_control", "causal_p", "failed",
+    "causal_divergence", "causal_loss", "causal_largest_control", "causal_p", "causal_n_controls", "failed",
 )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def panel(probe: Probe, command: str = "") -> Panel:
 def _cells(finding: Finding, probe: Probe) -> tuple[Cell, ...]:
     c, unit = finding.causal, finding.unit
     cells: dict[str, Cell] = {"level": unit.level, "neuron": unit.neuron, "source": unit.source}
-    for name in ("effect", "divergence", "loss", "largest_control", "p"):
+    for name in ("effect", "divergence", "loss", "largest_control", "p", "n_controls"):
         cells[f"causal_{name}"] = None if c is None else getattr(c, name)
     cells["failed"] = " ".join(finding.failed(probe.protocol))
     return tuple(cells[name] if name in cells else getattr(finding, name) for name in _COLUMNS)
@@ -139,7 +139,7 @@ def _cells(finding: Finding, probe: Probe) -> tuple[Cell, ...]:
 
 def draw(probe: Probe) -> Picture:
     """Return the effect of each tested unit with its interval, the threshold, and the largest of untrained models."""
-    left, right, row = 240, 700, 18
+    left, right, row = 300, 760, 18
     shown = probe.findings
     bottom = 30 + row * len(shown)
     plot = Plot(Scale(-1, 1, left, right), Scale(0, len(shown), 30, bottom))

@@ -257,7 +257,7 @@ class Synapses(Units):
     def differences(values: Values) -> Array:
         """Return differences in standard deviations: ranks of so many units would take too long to find."""
         concept, contrast = values.sum(2, dtype=np.float64)
-        spread = values.std((0, 1, 2), dtype=np.float64)
+        spread = values.std((0, 1, 2))
         return np.asarray((concept - contrast) / np.where(spread > 0, spread, 1))
 
 
