@@ -12,6 +12,8 @@ import torch
 from bdh import BDH, BDHConfig
 from bdh.lens import Ablate, Concept, Probe, Protocol, intervene, pair_strength, probe, probe_panel, probe_together
 from bdh.lens.probing.ablation import Predictions
+from bdh.lens.probing.concept import Half
+from bdh.lens.probing.ranks import Ranked, all_swaps, midranks
 from bdh.lens.probing.units import Neurons, Synapses
 from bdh.lens.record import record
 
@@ -117,18 +119,24 @@ def test_untrained_models_with_shipped_concepts_pass_nothing() -> None:
             assert found.n_discovered == 0
 
 
-def test_the_false_positive_rate_where_sentences_share_words(tmp_path: Path) -> None:
+def test_the_false_positive_rate_where_sentences_share_words() -> None:
     """Random words on both sides, every neuron: what swaps words keeps its level, what takes sentences does not."""
     model = BDH.from_seed(replace(CONFIG, n_layer=2), 5)
-    ends, p, p_words = string.ascii_lowercase, [], []
-    for seed in range(30):
-        asked = concept(tmp_path, (ends, ends, ends), seed)
-        found = probe(model, asked, neurons=range(0, CONFIG.n_neurons, 4), protocol=FEWEST)
-        p += [finding.p for finding in found.findings]
-        p_words += [finding.p_words for finding in found.findings]
-    assert len(p) == 30 * 32
-    assert 0.02 < np.mean(np.array(p_words) <= 0.05) < 0.08
-    assert np.mean(np.array(p) <= 0.05) > 0.15  # the control: twelve words are not sixty sentences
+    generator = np.random.default_rng(0)
+    swaps = all_swaps(12, generator)
+    p, p_words = [], []
+    for _ in range(200):
+        heap = words(string.ascii_lowercase, 24, generator)
+        half = Half(
+            ("We met {}.", "Not {}.", "Your {}.", "O {}!", "By {}."), tuple(zip(heap[:12], heap[12:], strict=True))
+        )
+        units = Neurons(model, half.sentences(), (0, 1), "x_sparse")
+        values = units.values(np.arange(0, 128, 4)).reshape(2, 12, 5, -1)
+        ranked = Ranked(midranks(values))
+        p.append(ranked.p(ranked.u()) <= 0.05)
+        p_words.append(ranked.p_of_swaps(ranked.u(), swaps) <= 0.05)
+    assert 0.035 < np.mean(p_words) < 0.065
+    assert np.mean(p) > 0.15  # the control: twelve words are not sixty sentences
 
 
 def test_what_is_found_where_there_is_nothing(tmp_path: Path) -> None:
@@ -201,6 +209,12 @@ def test_synapses_are_probed_and_cut(tiny: BDH) -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_a_neuron_that_is_asked_for_is_tested_at_each_level(tiny: BDH) -> None:
+    found = probe(tiny, Concept.load("love"), neurons=[45, 45], levels=[2, 0], protocol=FEWEST)
+    assert {(finding.unit.level, finding.unit.neuron) for finding in found.findings} == {(0, 45), (2, 45)}
+    assert found.n_units == found.n_tests == 2
+
+
 def test_the_same_seed_gives_the_same_probe(tiny: BDH) -> None:
     def ask(seed: int) -> Probe:
         return probe(tiny, Concept.load("love"), protocol=replace(FEWEST, resamples=50, shuffles=20, seed=seed))
@@ -234,6 +248,8 @@ WRONG = [
     ({"levels": [3]}, "levels: expected 0..2, got 3"),
     ({"levels": []}, "levels: expected at least one"),
     ({"neurons": [128]}, "neurons: expected global neuron ids"),
+    ({"neurons": range(128)}, "all 128 units of a level are tested: expected some to compare with"),
+    ({"neurons": []}, "expected at least one neuron to test"),
     ({"neurons": [1], "kind": "synapses"}, "expected at least one neuron to test, and kind 'neurons'"),
 ]
 

@@ -90,7 +90,8 @@ def probe(
     read: Reader = partial(Synapses, levels=chosen)
     if kind == "neurons":
         read = partial(Neurons, levels=chosen, signal=signal)
-    given = None if neurons is None else [level * model.config.n_neurons + one for level in chosen for one in neurons]
+    asked = dict.fromkeys(neurons or ())
+    given = [level * model.config.n_neurons + neuron for level in chosen for neuron in asked] or None
     a, b = concept.a, concept.b
     generator = np.random.default_rng(rules.seed)
     swaps = all_swaps(len(b.pairs), generator)
@@ -312,6 +313,8 @@ def _matched(units: Units, picked: Ids, n: int, generator: np.random.Generator) 
             if len(some) > _POOL:
                 some = level.start + generator.choice(len(some), _POOL, replace=False)
             pool = np.setdiff1d(some, picked)
+            if not len(pool):
+                raise ValueError(f"all {len(level):,} units of a level are tested: expected some to compare with")
             pools[level] = pool, units.activity(pool)
         pool, active = pools[level]
         found.append(pool[np.argsort(np.abs(active - activity), kind="stable")[:n]])
