@@ -230,6 +230,7 @@ def test_rates_of_false_discovery_go_over_all_concepts_of_a_call(tiny: BDH) -> N
     assert [found.n_tests for found in alone] == [10, 10]
     assert [found.n_tests for found in both] == [20, 20]
     least = min(finding.p for found in alone for finding in found.findings)
+    assert [found.n_discovered for found in both] == [found.n_discovered for found in alone]
     first = next(f for found in both for f in found.findings if f.p == least)
     assert first.q == pytest.approx(min(20 * least, first.q))
     assert [f.p for found in both for f in found.findings] == [f.p for found in alone for f in found.findings]

@@ -26,7 +26,7 @@ def found(*findings: Finding) -> Probe:
     nulls = Nulls(shuffled=0.02, shuffled_most=3, init=0.0, init_effect=0.42, matched=0.01)
     return Probe(
         "kinship", "members of a family, against other persons", "ab" * 32, "neurons", "x_sparse", (0, 1, 2), 3072,
-        (60, 60), (12, 12), Protocol(), findings, nulls, len(findings),
+        (60, 60), (12, 12), Protocol(), findings, 1, nulls, len(findings),
     )  # fmt: skip
 
 

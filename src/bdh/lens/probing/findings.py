@@ -159,6 +159,8 @@ class Probe:
     protocol: Protocol
     findings: tuple[Finding, ...]
     """From the best to the worst: those that pass first, then by effect."""
+    n_discovered: int
+    """Units that pass effect and both false discovery rates, these over the tests of this concept: as the nulls."""
     nulls: Nulls
     n_tests: int
     """Tests that the false discovery rates go over."""
@@ -168,15 +170,9 @@ class Probe:
         """The units that pass everything."""
         return tuple(finding for finding in self.findings if not finding.failed(self.protocol))
 
-    @property
-    def n_discovered(self) -> int:
-        """Number of units that pass effect and both false discovery rates: what the nulls count."""
-        tested = {"effect", "fdr", "words"}
-        return sum(not tested & set(finding.failed(self.protocol)) for finding in self.findings)
-
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary that `json.dumps` takes."""
-        values = asdict(self) | {"criteria": self.protocol.criteria(), "n_discovered": self.n_discovered}
+        values = asdict(self) | {"criteria": self.protocol.criteria()}
         values["findings"] = [
             asdict(finding) | {"failed": finding.failed(self.protocol), "passes": not finding.failed(self.protocol)}
             for finding in self.findings

@@ -141,6 +141,7 @@ def probe(
         n_words=(len(a.pairs), len(b.pairs)),
         protocol=rules,
         findings=tuple(found[n] for n in order),
+        n_discovered=int(tests.passing(rules).sum()),
         nulls=nulls,
         n_tests=len(found),
     )
