@@ -69,9 +69,10 @@ def _print(probe: Probe, console: Console) -> None:
     console.print(table, width=min(WIDTH, console.width), highlight=False)
     _say(
         console,
-        f"pass effect, fdr and words, among the tests of this concept: {probe.n_discovered}; "
-        f"with nothing to find: {nulls.shuffled:.2f} with shuffled labels ({rules.shuffles} times, at most {nulls.shuffled_most}), {nulls.init:.2f} untrained "
-        f"({rules.inits} models, largest r = {nulls.init_effect:.2f}), {nulls.matched:.2f} among units as active",
+        f"pass effect, fdr and words, among the tests of this concept: {probe.n_discovered}; with nothing to find: "
+        f"{nulls.shuffled:.2f} with shuffled labels ({rules.shuffles} times, at most {nulls.shuffled_most}), "
+        f"{nulls.init:.2f} untrained ({rules.inits} models, largest r = {nulls.init_effect:.2f}), "
+        f"{nulls.matched:.2f} among units as active",
     )
 
 
