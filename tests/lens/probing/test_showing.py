@@ -30,9 +30,9 @@ def found(*findings: Finding) -> Probe:
     )  # fmt: skip
 
 
-def printed(probe: Probe) -> str:
+def printed(probe: Probe, width: int = 100) -> str:
     out = io.StringIO()
-    print_probes([probe], Console(file=out, width=100, highlight=False))
+    print_probes([probe], Console(file=out, width=width, highlight=False))
     return out.getvalue()
 
 
@@ -66,6 +66,14 @@ def test_the_last_line_says_which_pass() -> None:
     assert "0.02 with shuffled labels" in " ".join(out.split())
     assert "abababababababab" in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_row_of_synapses_fits_a_narrow_terminal() -> None:
+    widest = replace(FAILS, unit=Unit(10, 32767, 32764), effect=-0.25, low=-0.75, high=-0.25, q=1e-15, q_words=1e-15)
+    out = printed(found(widest), 80)
+    assert "32764>32767 L10" in out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_the_last_line_says_that_none_passes_and_why() -> None:

@@ -52,17 +52,19 @@ def _print(probe: Probe, console: Console) -> None:
     a, b = probe.n_sentences
     words, rules, nulls = probe.n_words, probe.protocol, probe.nulls
     _say(console, f"\n{probe.concept}: {probe.description}", style="bold")
-    chosen = "were asked for" if probe.n_units == len(probe.findings) else "were selected"
+    few = len(probe.findings)
+    chosen = f"{few} asked for" if probe.n_units == few else f"{few} of {probe.n_units:,} selected"
     _say(
         console,
-        f"{probe.kind} ({probe.signal}), levels {', '.join(map(str, probe.levels))}: {len(probe.findings)} of "
-        f"{probe.n_units:,} {chosen} on half a ({a} + {a} sentences, {words[0]} word pairs), tested on half b "
-        f"({b} + {b}, {words[1]} other pairs); false discovery rates over {probe.n_tests} tests\n"
-        f"file sha256 {probe.sha256[:16]}, seed {rules.seed}",
+        f"{probe.kind} ({probe.signal}), levels {', '.join(map(str, probe.levels))}: {chosen}; half a has {a} + {a} "
+        f"sentences, {words[0]} word pairs; tested on half b, {b} + {b}, {words[1]} other pairs\n"
+        f"false discovery rates over {probe.n_tests} tests; file sha256 {probe.sha256[:16]}, seed {rules.seed}\n"
+        f"r: rank-biserial; U: of {b * b:,}; qw: q of swapping words; lex: r against the control; near: share of units "
+        "as active with as large an r; caus: r of the change when taken away",
         style="dim",
     )
-    table = Printed(box=None, pad_edge=False)
-    for name in ("unit", "r", "95 %", f"U/{b * b:,}", "q", "q words", "lexical", "matched", "causal", "passes"):
+    table = Printed(box=None, pad_edge=False, collapse_padding=True)
+    for name in ("unit", "r", "95 %", "U", "q", "qw", "lex", "near", "caus", "passes"):
         table.add_column(name, justify="left" if name in ("unit", "passes") else "right", no_wrap=True)
     for finding in probe.findings[:_ROWS]:
         table.add_row(*map(Text, _row(finding, probe)))
