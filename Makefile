@@ -1,4 +1,5 @@
 # make demo   a model learns Shakespeare, speaks, and shows which of its neurons fire
+# make tour   a report of all that is known of such a model, in at most ten minutes
 # make test   lint, types, all tests
 # make bench  measure this machine
 # make sanitize   the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -8,18 +9,27 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/demo
 TEXT   ?= To be or not to be
+TOUR   ?= runs/tour
+# a file of tiny-Shakespeare, where it cannot be downloaded
+DATA   ?=
 # extra words for pip, for example an index that has a CPU-only torch
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test lint types bench sanitize docs clean
+.PHONY: demo tour test lint types bench sanitize docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/bdh train --dataset shakespeare --model-size nano --out-dir $(RUN) --resume-from auto
 	@$(BIN)/bdh generate --model $(RUN) --prompt "ROMEO:" --max-new-tokens 300 --seed 1
 	@$(BIN)/bdh inspect --model $(RUN) --text "$(TEXT)" --html $(RUN)/report.html
+
+# trains where there is no finished run, so that a second call only writes the report again
+tour: $(VENV)/.core
+	@$(PIP) -e ".[lens]"
+	@$(BIN)/bdh train --dataset tiny-shakespeare $(if $(DATA),--data $(DATA)) --model-size nano --out-dir $(TOUR) --resume-from auto
+	@$(BIN)/bdh lens report --model $(TOUR) --out $(TOUR)/report.html --files $(TOUR)/report
 
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -194,6 +194,22 @@ def test_probe_lists_prints_and_writes(trained: Path, tmp_path: Path, capsys) ->
     assert probes == json.loads((tmp_path / "found" / "probe.json").read_text())["probes"]
 
 
+def test_a_report_has_the_model_the_text_and_files(trained: Path, tmp_path: Path, capsys) -> None:
+    capsys.readouterr()
+    out, files = tmp_path / "report.html", tmp_path / "figures"
+    words = ("lens", "report", "--model", trained, "--text", "the mat", "--out", out)
+    assert run(*words, "--files", files, "--json") == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["report"] == str(out)
+    assert sorted(told["files"]) == sorted(str(path) for path in files.iterdir())
+    assert {"overview-1.png", "raster-1.svg", "telling-1.parquet", "words-1.csv"} <= {p.name for p in files.iterdir()}
+    assert "done" in captured.err
+    page = out.read_text(encoding="utf-8")
+    assert 'id="overview"' in page
+    assert "sha256" in page
+
+
 def test_convert_and_use_a_community_checkpoint(tmp_path: Path, capsys) -> None:
     assert run("convert", GOLDEN / "community_checkpoint.pt", tmp_path / "m") == 0
     assert bdh.load(tmp_path / "m").config.n_layer == 2
@@ -206,7 +222,10 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, generate, inspect, probe, prepare, plan, bench, compare, convert, doctor}"),
+    (
+        "",
+        "Expected one of {train, pretrain, generate, inspect, probe, lens, prepare, plan, bench, compare, convert",
+    ),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
@@ -268,6 +287,11 @@ MISTAKES = [
     ("train --data TEXT --variant hatching --backend native", "expected auto, composed or reference"),
     ("train --data TEXT --rate-weight 1", "expected a model whose neurons spike"),
     ("train --data TEXT --criticality.target 0.98 --block-size 16", "block_size=16: expected more than"),
+    ("lens fly", "unknown command 'fly'"),
+    ("lens report --model MODEL --data TEXT --out OUTDIR", "expected the name of a file"),
+    ("lens report --model MODEL --data TEXT --files TEXT", "expected a directory, this is a file"),
+    ("lens report --model MODEL --data TEXT --text=", "the text is empty"),
+    ("lens report --model NOWHERE", "no checkpoint at"),
     ("convert NOWHERE OUT", "no file at"),
     ("convert TEXT OUT", "nothing in it was run"),
 ]
@@ -307,7 +331,9 @@ def test_a_loss_that_explodes_is_one_line_and_exit_code_1(text: Path, tmp_path: 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", *["train", "generate", "inspect", "probe", "bench", "convert", "doctor"]])
+@pytest.mark.parametrize(
+    "command", ["", *["train", "generate", "inspect", "probe", "lens", "lens report", "bench", "convert", "doctor"]]
+)
 def test_help_is_there(command: str, capsys) -> None:
     assert run(*command.split(), "--help") == 0
     assert "bdh" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Every variant, and every mechanism alone, as a whole model: causal, splittable, alive at the start, able to learn."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -150,12 +151,18 @@ def test_it_learns_to_copy_what_only_memory_can_know(name: str) -> None:
 
     model = make(name, dropout=0.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(120):
-        loss_of(model, step).backward()
+    floor, loss = math.log(vocabulary), math.inf
+    for step in range(300):  # how long it takes hangs on roundings: 40 to 200 steps
+        loss_of(model.train(), step).backward()
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()
-    assert loss_of(model.eval(), 1000).item() < 0.8 * torch.tensor(float(vocabulary)).log()
+        if step % 20 == 19:
+            with torch.no_grad():
+                loss = loss_of(model.eval(), 1000).item()
+            if loss < 0.8 * floor:
+                break
+    assert loss < 0.8 * floor
 
 
 @EACH

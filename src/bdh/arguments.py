@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from bdh.config import BDHConfig, TrainConfig, preset, train_preset
+from bdh.config import PRETRAINING, BDHConfig, TrainConfig, preset, train_preset
 from bdh.data import Corpus
 from bdh.data.corpora import prepared_vocabulary
 from bdh.train.run import read_facts
@@ -136,6 +136,14 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         dataset=text["dataset"],
         data=Path(text["data"]) if text["data"] else None,
     )
+
+
+def pretrain_defaults(argv: Sequence[str]) -> TrainArgs:
+    """Return the settings of `bdh pretrain` that hold where no flag is given: the paper's, or those of a run."""
+    chosen = train_defaults(argv)
+    if chosen.train != train_preset(chosen.model_size):
+        return chosen  # a run that goes on keeps what it began with
+    return replace(chosen, train=replace(chosen.train, **PRETRAINING))
 
 
 def plan_defaults(argv: Sequence[str]) -> PlanArgs:

@@ -29,6 +29,9 @@ Variant = Literal["bdh", "hatching", "advanced"]
 Norm = Literal["layer", "rms"]
 _AS_VARIANT: Any = None  # on construction the variant's section takes its place
 Schedule = Literal["cosine", "linear", "constant"]
+Order = Literal["windows", "streams"]
+Bptt = Literal["window", "none"]
+Clip = Literal["norm", "adaptive"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LevelsBackend = Literal["auto", "native", "tiled", "composed", "reference"]
 
@@ -229,6 +232,11 @@ class TrainConfig(Json):
     """Windows of one forward and backward pass (B)."""
     grad_acc_steps: int = 1
     """Passes whose gradients are averaged into one optimiser step."""
+    batches: Order = "windows"
+    """windows: drawn at random from the text, each read from an empty memory; streams: every row reads documents from
+    beginning to end, and its memory is carried from step to step."""
+    bptt: Bptt = "window"
+    """How far gradients go back in time: through the window, or not at all (keys and values are detached)."""
     max_steps: int = 2000
     """Optimiser steps."""
     learning_rate: float = 4e-3
@@ -249,8 +257,11 @@ class TrainConfig(Json):
     """Weight of the mean activity of the neurons in what is minimised."""
     rate_weight: float = 0.0
     """Weight of the neurons' squared distances from their target rate, for spiking neurons."""
+    clip: Clip = "norm"
+    """What is clipped: the norm of the whole gradient, or adaptively that of each unit against its weights."""
     grad_clip: float = 1.0
-    """Largest allowed global gradient norm; 0 switches clipping off."""
+    """Largest allowed gradient norm, with --clip adaptive as a share of the norm of the unit's weights; 0 switches
+    clipping off."""
     eval_interval: int = 200
     """Steps between validations."""
     eval_windows: int | None = 128
@@ -295,9 +306,18 @@ class TrainConfig(Json):
         check_number(self, "beta2", 0.0, 1.0)
         check_choice(self, "schedule", get_args(Schedule))
         check_choice(self, "dtype", get_args(DType))
+        check_choice(self, "batches", get_args(Order))
+        check_choice(self, "bptt", get_args(Bptt))
+        check_choice(self, "clip", get_args(Clip))
         check_choice(self, "backend", get_args(LevelsBackend))
         if self.compile and (self.sparse_weight or self.rate_weight):
             fail("compile", self.compile, "none beside sparse_weight or rate_weight", "leave one away")
+        if self.compile and (self.batches == "streams" or self.bptt == "none"):
+            fail("compile", self.compile, "none beside batches=streams or bptt=none", "leave one away")
+        if self.bptt == "none" and self.backend not in ("auto", "composed"):
+            fail("backend", self.backend, "auto or composed, since bptt is none", "leave one of them away")
+        if self.batches == "streams" and self.backend in ("native", "tiled"):
+            fail("backend", self.backend, "auto, composed or reference: the others carry no memory", "leave it away")
         if self.compile and self.backend not in ("auto", "composed"):
             fail("backend", self.backend, "auto or composed, since compile is on", "leave one of them away")
 
@@ -327,3 +347,16 @@ def train_preset(name: str, **overrides: Any) -> TrainConfig:
     if name not in TRAIN_PRESETS:
         raise ValueError(f"model size {name!r}: expected one of {', '.join(TRAIN_PRESETS)}")
     return TrainConfig.from_dict(TRAIN_PRESETS[name] | overrides)
+
+
+# after the paper (arXiv 2509.26507, Sec. 4): AdamW, 1,000 steps of warm-up, linear decay to a tenth, weight decay 0.1,
+# adaptive clipping, memory carried over the minibatches of a stream; the share that is clipped to is Brock et al.'s
+PRETRAINING: dict[str, Any] = {
+    "batches": "streams",
+    "schedule": "linear",
+    "warmup_steps": 1000,
+    "min_lr_ratio": 0.1,
+    "weight_decay": 0.1,
+    "clip": "adaptive",
+    "grad_clip": 0.01,
+}

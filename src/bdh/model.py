@@ -36,7 +36,7 @@ from bdh.parts import Carried, Parts
 from bdh.state import State
 from bdh.taps import Edit, Tap, at_level, composed, no_tap
 
-__all__ = ["BDH", "State", "Tap", "evaluating"]
+__all__ = ["BDH", "State", "Tap", "cross_entropy", "evaluating"]
 
 INIT_STD = 0.02
 
@@ -140,7 +140,7 @@ class BDH(nn.Module):
         logits, _ = self.walk(idx, None, tap, wants_state=False)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1).to(_at_least_float32(logits)), targets.flatten())
+        return logits, cross_entropy(logits, targets)
 
     def advance(self, idx: Tensor, state: State | None = None, *, tap: Tap | None = None) -> tuple[Tensor, State]:
         """Read any number of tokens after those that `state` has read.
@@ -230,7 +230,7 @@ class BDH(nn.Module):
         a = tap("attn_out", parts.attend(ops.rotate(x, turn), tap("value", v), carried))  # (B, H, T, D)
         y = parts.gate(level, v, tap("y_pre", self._normed(a) @ self.encoder_v), carried)  # (B, H, T, K)
         y = tap("y_sparse", y)
-        xy = tap("xy_sparse", x * y)
+        xy = tap("xy_sparse", ops.product(x, y))
         write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
         return tap("v", self._normed(v + self._normed(write) + parts.recall(v, carried)))
 
@@ -387,5 +387,7 @@ class BDH(nn.Module):
                 )
 
 
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss in nats per token of logits (B, T, V), in float32 at least; targets of -100 do not count."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())

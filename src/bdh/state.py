@@ -63,6 +63,25 @@ class State:
         """
         return self._each(lambda part: part[index])
 
+    def detach(self) -> State:
+        """Return the same values without the graph of what was read, so that no gradient goes back beyond here."""
+        return self._each(lambda part: part.detach())
+
+    def where(self, fresh: Tensor, other: State) -> State:
+        """Return `other`'s rows where `fresh` (B,) is true, else these.
+
+        Examples:
+            >>> mine, other = (State((torch.full((2, 1, 1, 1), value),)) for value in (1.0, 0.0))
+            >>> mine.where(torch.tensor([False, True]), other).rho[0].flatten().tolist()
+            [1.0, 0.0]
+        """
+        levels = []
+        for number in range(len(self.rho)):
+            level, instead = self.level(number), other.level(number)
+            rows = {name: fresh.view(-1, *[1] * (part.ndim - 1)) for name, part in level.items()}
+            levels.append({name: torch.where(rows[name], instead[name], part) for name, part in level.items()})
+        return State.of_levels(levels, self.position)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> State:
         more = tuple({name: change(part) for name, part in level.items()} for level in self.mechanisms)
         return replace(self, rho=tuple(map(change, self.rho)), mechanisms=more)

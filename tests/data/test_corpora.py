@@ -102,11 +102,12 @@ def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
-    assert CORPORA == ("shakespeare", "tiny-shakespeare")
+    assert CORPORA == ("shakespeare", "tiny-shakespeare", "repeated-words", "copy", "needle")
     with pytest.raises(CorpusError) as error:
         load_corpus("shakespear")
     assert one_line(error) == (
-        "unknown corpus 'shakespear': expected one of shakespeare, tiny-shakespeare; did you mean shakespeare?"
+        "unknown corpus 'shakespear': expected one of shakespeare, tiny-shakespeare, repeated-words, copy, needle; "
+        "did you mean shakespeare?"
     )
     with pytest.raises(CorpusError, match="for a text of your own, give --data FILE"):
         load_corpus("wikipedia")

@@ -163,3 +163,26 @@ def test_non_contiguous_input() -> None:
     strided = q.mT.contiguous().mT
     assert not strided.is_contiguous()
     assert torch.equal(ops.linear_attention(strided, v, rho)[0], ops.linear_attention(q, v, rho)[0])
+
+
+def test_scores_of_a_text_with_itself_have_the_gradient_of_both_sides() -> None:
+    q, _, _ = example(7)
+    weight = torch.randn(2, 2, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (got,) = torch.autograd.grad(parallel.own_scores(q), q, weight)
+    (expected,) = torch.autograd.grad(q @ q.mT, q, weight)
+    assert error(got, expected) <= SAME[torch.float64]
+    assert error(weight @ q * 2, expected) > CONTROL  # as if the gradient of the scores were symmetric
+    assert torch.autograd.gradgradcheck(parallel.own_scores, (q[:, :, :3],))
+
+
+def test_product_is_laid_out_for_the_decoder() -> None:
+    x, y = (example(T, D=3)[0].detach()[:, :, :6].requires_grad_() for T in (7, 8))
+    got = parallel.product(x, y)
+    assert torch.equal(got, x * y)
+    assert got.transpose(1, 2).is_contiguous()
+    assert not (x * y).transpose(1, 2).is_contiguous()
+    weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for mine, theirs in zip(gradients([got * weight], [x, y]), gradients([x * y * weight], [x, y]), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.is_contiguous()
+    assert torch.autograd.gradgradcheck(parallel.product, (x[:, :, :2], y[:, :, :2]))

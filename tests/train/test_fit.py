@@ -15,7 +15,17 @@ from safetensors.torch import load_file, save_file
 import bdh
 from bdh import BDH, BDHConfig, TrainConfig, ops
 from bdh.data import Corpus
-from bdh.train import NonFiniteError, Reporter, Run, fit, learning_rate, make_optimizer, pick_device, pick_dtype
+from bdh.train import (
+    NonFiniteError,
+    Reporter,
+    Run,
+    fit,
+    learning_rate,
+    make_optimizer,
+    pick_device,
+    pick_dtype,
+    validation,
+)
 
 SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.2)
 TRAIN = TrainConfig(
@@ -353,7 +363,7 @@ def test_large_batches_are_evaluated_in_pieces_with_the_same_result(tmp_path: Pa
     monkeypatch.setattr(
         BDH, "forward", lambda self, idx, *a, **k: (sizes.append(len(idx)), forward(self, idx, *a, **k))[1]
     )
-    monkeypatch.setitem(fit.__globals__, "EVALUATED", 3 * TRAIN.block_size * SHAPE.n_neurons)
+    monkeypatch.setattr(validation, "EVALUATED", 3 * TRAIN.block_size * SHAPE.n_neurons)
     _, pieces = trained(tmp_path / "pieces")
     assert 3 in sizes
     assert pieces.val_loss == pytest.approx(whole.val_loss, rel=1e-6)

@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from bdh import __version__
-from bdh.arguments import plan_defaults, train_defaults
+from bdh.arguments import plan_defaults, pretrain_defaults, train_defaults
+from bdh.cli.lens import LENS
 from bdh.cli.looking import inspect
 from bdh.cli.probing import probe
 from bdh.cli.speaking import convert, doctor, generate
 from bdh.cli.texts import prepare
-from bdh.cli.training import plan, run_bench, run_compare, train
+from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
 from bdh.parsing import Group, parse
 from bdh.train import NonFiniteError
 
@@ -24,9 +25,11 @@ ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
+    "pretrain": pretrain,
     "generate": generate,
     "inspect": inspect,
     "probe": probe,
+    "lens": LENS,
     "prepare": prepare,
     "plan": plan,
     "bench": run_bench,
@@ -64,6 +67,10 @@ def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"bdh {__version__}")
         return 0
-    makers: dict[str, Callable[[list[str]], object]] = {"train": train_defaults, "plan": plan_defaults}
+    makers: dict[str, Callable[[list[str]], object]] = {
+        "train": train_defaults,
+        "pretrain": pretrain_defaults,
+        "plan": plan_defaults,
+    }
     defaults = {argv[0]: {"args": makers[argv[0]](argv)}} if argv and argv[0] in makers else {}
     return parse(argv, COMMANDS, defaults)()

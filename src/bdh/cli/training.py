@@ -52,6 +52,14 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
     return 0
 
 
+def pretrain(args: Annotated[TrainArgs, FLAT]) -> int:
+    """Train as the paper does: documents in order, their memory carried on, linear decay, adaptive clipping.
+
+    Everything else is as in bdh train, whose flags it has.
+    """
+    return train(args)
+
+
 def _open_run(args: TrainArgs) -> Run:
     if args.resume_from not in (None, "auto") and args.out_dir not in (None, args.run_dir):
         raise ValueError(f"--resume-from {args.resume_from} goes on in that directory: leave --out-dir away")

@@ -1,6 +1,7 @@
 """Where text comes from (corpora), how it becomes tokens (tokenizers) and batches (streams)."""
 
 from bdh.data.corpora import CORPORA, Corpus, CorpusError, load_corpus
+from bdh.data.order import Batch, DocumentStreams, RandomWindows, document_starts
 from bdh.data.shards import read_documents
 from bdh.data.streams import fixed_windows, random_windows, scored_share, spread
 from bdh.data.subwords import SubwordTokenizer, read_tokenizer, train_bpe
@@ -8,12 +9,16 @@ from bdh.data.tokenizers import ByteTokenizer, TextDecoder, Tokenizer
 
 __all__ = [
     "CORPORA",
+    "Batch",
     "ByteTokenizer",
     "Corpus",
     "CorpusError",
+    "DocumentStreams",
+    "RandomWindows",
     "SubwordTokenizer",
     "TextDecoder",
     "Tokenizer",
+    "document_starts",
     "fixed_windows",
     "load_corpus",
     "random_windows",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bdh.data import plays, shards, streams, subwords
+from bdh.data import plays, shards, streams, subwords, synthetic
 from bdh.data.download import (
     CorpusError,
     Progress,
@@ -134,7 +134,7 @@ TINY_SHAKESPEARE = Source(
     licence="public domain",
     version="1",
 )
-CORPORA = ("shakespeare", "tiny-shakespeare")
+CORPORA = ("shakespeare", "tiny-shakespeare", *synthetic.TASKS)
 PREPARED = Path("data")
 """Where `bdh prepare` writes, below the working directory."""
 
@@ -150,6 +150,7 @@ def load_corpus(
 
     - `shakespeare`: 38 plays (4.8 MB) as `NAME:` and lines; five whole plays are the validation split.
     - `tiny-shakespeare`: the 1,115,394 bytes of char-rnn and nanoGPT; the first 90 % train, the rest validation.
+    - `repeated-words`, `copy`, `needle`: texts made by rule (`bdh.data.synthetic`).
     - `NAME`, once `bdh prepare NAME` has written data/NAME: mapped into memory, not read.
 
     Args:
@@ -176,6 +177,10 @@ def load_corpus(
         near = difflib.get_close_matches(name, (*CORPORA, *KNOWN), n=1)
         hint = f"did you mean {near[0]}?" if near else "for a text of your own, give --data FILE"
         raise CorpusError(f"unknown corpus {name!r}: expected one of {', '.join(CORPORA)}; {hint}")
+    if name in synthetic.TASKS:
+        about = {"source": f"made by rule: {synthetic.TASKS[name][1]}", "licence": "none needed"}
+        made = _splits(synthetic.make(name, "train"), synthetic.make(name, "validation"), about)
+        return dataclasses.replace(_corpus(name, made), separator=synthetic.SEPARATOR)
     root = Path(cache_dir).expanduser() if cache_dir else cache_root()
     if name == "shakespeare":
         source, build = SHAKESPEARE, _build_shakespeare

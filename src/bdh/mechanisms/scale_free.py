@@ -149,8 +149,8 @@ class ScaleFree(nn.Module):
     """
 
     packed: Tensor
-    _absent: Tensor
-    _absent_encoder: Tensor
+    _present: Tensor
+    _present_encoder: Tensor
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class ScaleFree(nn.Module):
     @property
     def mask(self) -> Tensor:
         """Which connections exist, (N, D) bool."""
-        return ~self._absent
+        return self._present
 
     def degrees(self) -> Tensor:
         """Return the number of connections of each neuron, (N,) int64."""
@@ -213,25 +213,25 @@ class ScaleFree(nn.Module):
             weights: (N, D) or (H, D, K) each.
         """
         for weight in weights:
-            weight.masked_fill_(self._absent_in(weight), 0.0)
+            weight.mul_(self._present_in(weight))
 
     def _mask_gradient(self, weight: Tensor) -> None:
         assert weight.grad is not None
-        weight.grad.masked_fill_(self._absent_in(weight), 0.0)
+        weight.grad.mul_(self._present_in(weight))
 
-    def _absent_in(self, weight: Tensor) -> Tensor:
-        if weight.shape == self._absent.shape:
-            return self._absent
-        if weight.shape == self._absent_encoder.shape:
-            return self._absent_encoder
+    def _present_in(self, weight: Tensor) -> Tensor:
+        if weight.shape == self._present.shape:
+            return self._present
+        if weight.shape == self._present_encoder.shape:
+            return self._present_encoder
         raise ValueError(
-            f"weight {tuple(weight.shape)}: expected a decoder {tuple(self._absent.shape)} or an encoder "
-            f"{tuple(self._absent_encoder.shape)}; give the part the shape of the model"
+            f"weight {tuple(weight.shape)}: expected a decoder {tuple(self._present.shape)} or an encoder "
+            f"{tuple(self._present_encoder.shape)}; give the part the shape of the model"
         )
 
     def _unpack(self) -> None:
-        absent = ~unpack_mask(self.packed, self.width)
-        self.register_buffer("_absent", absent, persistent=False)
-        # a strided mask would take four times as long at every step
-        encoder = absent.unflatten(0, (self.n_head, -1)).transpose(1, 2).contiguous()
-        self.register_buffer("_absent_encoder", encoder, persistent=False)
+        present = unpack_mask(self.packed, self.width)
+        self.register_buffer("_present", present, persistent=False)
+        # a strided mask would take four times as long at every step, and masked_fill_ five times
+        encoder = present.unflatten(0, (self.n_head, -1)).transpose(1, 2).contiguous()
+        self.register_buffer("_present_encoder", encoder, persistent=False)

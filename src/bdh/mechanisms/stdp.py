@@ -225,7 +225,7 @@ class KernelSTDP(STDPAttention[KernelState]):
             stop = min(start + parallel.BLOCK, T)
             weight = _weights(c, rate, start, stop).to(q.dtype)  # (H, n, stop)
             mine = q[:, :, start:stop]
-            row = (mine @ mine.mT * weight[..., start:]) @ v[:, None, start:stop]
+            row = (parallel.own_scores(mine) * weight[..., start:]) @ v[:, None, start:stop]
             if start:
                 row = row + (mine @ q[:, :, :start].mT * weight[..., :start]) @ v[:, None, :start]
             rows.append(row)
@@ -239,7 +239,7 @@ class KernelSTDP(STDPAttention[KernelState]):
             q_b, v_b = q[:, :, start : start + parallel.BLOCK], v[:, None, start : start + parallel.BLOCK]
             n = q_b.shape[2]
             steps = torch.arange(n, device=q.device)
-            row = (q_b @ q_b.mT * _weights(c, rate, 0, n)) @ v_b
+            row = (parallel.own_scores(q_b) * _weights(c, rate, 0, n)) @ v_b
             S, E = q_b.mT @ v_b, q_b.mT @ (powers(rate, n - 1 - steps)[..., None] * v_b)
             if state is not None:
                 row = row + q_b @ state.S

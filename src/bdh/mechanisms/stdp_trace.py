@@ -123,7 +123,7 @@ class TraceSTDP(STDPAttention[TraceState]):
                 scores = mine @ q[:, :, :start].mT
                 traced, seen = _traces(scores, rule.plus)
                 row = _pairs(scores, scores, traced, forgotten[..., :start], rule, v[:, None, :start], r[..., :start])
-            scores = mine @ mine.mT
+            scores = parallel.own_scores(mine)
             traced, _ = _traces(scores, rule.plus, seen)
             here = slice(start, stop)
             own = _pairs(scores.tril(-1), scores, traced, forgotten[..., here], rule, v[:, None, here], r[..., here])
@@ -139,7 +139,7 @@ class TraceSTDP(STDPAttention[TraceState]):
             q_b, v_b = q[:, :, start : start + parallel.BLOCK], v[:, None, start : start + parallel.BLOCK]
             n = q_b.shape[2]
             steps = torch.arange(n, device=q.device)
-            scores = q_b @ q_b.mT
+            scores = parallel.own_scores(q_b)
             traced, _ = _traces(scores, rule.plus, None if state is None else (q_b @ state.p[..., None])[..., 0])
             r, r_after = _traces(v_b.mT, rule.minus, None if state is None else state.r)
             row = _pairs(scores.tril(-1), scores, traced, past_powers(rule.weight, 0, n), rule, v_b, r)

@@ -20,6 +20,7 @@ from bdh.ops.leaky import leaky_integrate
 from bdh.ops.lif import spiking_step
 from bdh.ops.native import FadingStep, Precision, SpikingStep, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
+from bdh.ops.parallel import product
 from bdh.ops.rotary import frequencies, rotate, rotation
 from bdh.ops.surrogate import spike_function
 
@@ -38,6 +39,7 @@ __all__ = [
     "levels_path",
     "lif_scan",
     "linear_attention",
+    "product",
     "rotate",
     "rotation",
     "spike_function",
@@ -46,12 +48,14 @@ __all__ = [
     "step_levels",
     "step_weights",
     "using",
+    "without_gradient_through_time",
 ]
 
 Backend = Literal["auto", "reference", "dense", "chunked"]
 LevelsPath = Literal["native", "tiled", "composed"]
 
 _levels_choice: ContextVar[LevelsBackend] = ContextVar("levels backend", default="auto")
+_through_time: ContextVar[bool] = ContextVar("gradient through what was written", default=True)
 
 CROSSOVER = 2
 """The quadratic form is the faster one up to T = CROSSOVER * D (measured: docs/LOG.md)."""
@@ -76,10 +80,10 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
         [0.0, 2.0, 4.0]
     """
     backend = _as_chosen(backend)
-    if backend == "reference":
+    if backend == "reference" and _through_time.get():
         return reference.quadratic_attention(q, v)
     if backend == "dense" or (backend == "auto" and q.shape[2] <= CROSSOVER * v.shape[-1]):
-        return parallel.dense(q, v)
+        return parallel.dense(q, *_written(q, v))
     return linear_attention(q, v, backend="chunked")[0]
 
 
@@ -110,13 +114,19 @@ def linear_attention(
     with torch.autocast(q.device.type, enabled=False):
         args = q.to(wide), v.to(wide)
         before = None if rho is None else rho.to(wide)
-        if backend == "reference":
+        if backend == "reference" and _through_time.get():
             a, after = reference.linear_attention(*args, before)
         elif q.shape[2] == 1 and before is not None:
             a, after = parallel.step(*args, before, owns_rho=owns_rho)
         else:
-            a, after = parallel.chunked(*args, before, owns_rho=owns_rho)
+            values, keys = _written(*args)
+            a, after = parallel.chunked(args[0], values, before, keys, owns_rho=owns_rho)
     return a.to(q.dtype), after.to(stored)
+
+
+def _written(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Values and keys as they are written; the keys are the queries, unless they are to have no gradient."""
+    return (v, None) if _through_time.get() else (v.detach(), q.detach())
 
 
 def _as_chosen(backend: Backend) -> Backend:
@@ -182,6 +192,29 @@ def lif_scan(
     else:
         found = lif.scan(wide, *state, neurons, graded=graded, on_kernels=levels_backend(wide) == "native")
     return found._replace(spikes=found.spikes.to(current.dtype), activity=found.activity.to(current.dtype))
+
+
+@contextmanager
+def without_gradient_through_time() -> Iterator[None]:
+    """Let a token learn only from what it reads, not from what it wrote for later ones, inside a `with`.
+
+        a_t = sum_{tau < t} (q_t . sg(q_tau)) sg(v_tau)            sg: no gradient
+
+    It is what the paper calls training without backpropagation through time (arXiv 2509.26507): gradients need nothing
+    of the tokens before but the memory. Values are unchanged. Passes are composed; attention of the plain memory only.
+
+    Examples:
+        >>> v = torch.ones(1, 3, 1, requires_grad=True)
+        >>> with without_gradient_through_time():
+        ...     attention_read(torch.ones(1, 1, 3, 2), v).requires_grad
+        False
+    """
+    token = _through_time.set(False)
+    try:
+        with using("composed"):
+            yield
+    finally:
+        _through_time.reset(token)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from bdh.config import BDHConfig, TrainConfig
 from bdh.ops import native_plan, tiled
 from bdh.planning import activations
 from bdh.planning.activations import WIDE
-from bdh.train.fit import EVALUATED
+from bdh.train.validation import EVALUATED
 
 PROCESS = 330 * 2**20
 """Bytes of interpreter and libraries, with what these load at the first steps (measured: docs/LOG.md)."""

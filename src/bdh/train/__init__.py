@@ -1,9 +1,10 @@
 """Training: one loop, a learning-rate schedule, and the run directory."""
 
-from bdh.train.fit import NonFiniteError, Result, fit, make_optimizer, pick_device, pick_dtype
+from bdh.train.fit import NonFiniteError, Result, fit
 from bdh.train.report import Reporter
 from bdh.train.run import Run
 from bdh.train.schedule import learning_rate
+from bdh.train.setup import make_optimizer, pick_device, pick_dtype
 
 __all__ = [
     "NonFiniteError",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +16,19 @@ from torch import Tensor
 from bdh import lens, ops, process
 from bdh.checkpoint import CheckpointError
 from bdh.config import TrainConfig
-from bdh.data import Corpus, random_windows, scored_share
+from bdh.data import Corpus
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
+from bdh.train.clipping import clip_gradients
 from bdh.train.losses import ActivityLosses
+from bdh.train.reading import Reading
 from bdh.train.report import Reporter
-from bdh.train.run import Run, restore
+from bdh.train.run import Run, restore, restore_states
 from bdh.train.schedule import learning_rate
+from bdh.train.setup import make_optimizer, pick_device, pick_dtype
+from bdh.train.stopping import stop_requests
+from bdh.train.validation import DENSITY_WINDOWS, activity, validation_loss
 
-DENSITY_WINDOWS = 4
-FIRING_WINDOWS = 16
-EVALUATED = 2**24
-"""Activities (B, T, N) of a level that are evaluated at once: a few of these arrays must not outweigh training."""
 SAMPLE_TOKENS = 300
 # 2^64 over the golden ratio: its multiples lie far apart, so that no two (seed, step) share a dropout stream
 _SPREAD = 0x9E3779B97F4A7C15
@@ -91,39 +90,6 @@ def fit(
     return training.fit()
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the named device, or the fastest one present for "auto"."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    present |= {f"cuda:{i}": True for i in range(torch.cuda.device_count())}
-    if name == "auto":
-        return torch.device("cuda" if present["cuda"] else "mps" if present["mps"] else "cpu")
-    if not present.get(name, False):
-        usable = ", ".join(kind for kind, there in present.items() if there)
-        raise ValueError(f"device {name!r} is not present: expected auto or one of {usable}")
-    return torch.device(name)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of the matrix products on `device`; "auto" is float32 except on a GPU with bfloat16."""
-    if name == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    if name == "float16" and device.type != "cuda":
-        raise ValueError(f"dtype float16 needs a GPU, the device is {device.type}: use float32 or bfloat16")
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def make_optimizer(model: BDH, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW that decays every matrix but the embedding, whose rows are of rare tokens, and nothing smaller."""
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1} - {"embed.weight"}
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if (name in decayed) == chosen], "weight_decay": decay}
-        for chosen, decay in ((True, config.weight_decay), (False, 0.0))
-    ]
-    fused = model.encoder.device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
-
-
 class Training:
     """The objects of one call of `fit`; `bdh plan` times its steps."""
 
@@ -147,13 +113,15 @@ class Training:
         shape, tokens = model.config, config.batch_size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
+        if config.bptt == "none" or config.batches == "streams":
+            path = "PyTorch operations (no other path carries a memory or cuts gradients)"
         if not shape.released:
             path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"
         self.path = "torch.compile" if config.compile else path
         self.activity = ActivityLosses(shape, config)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.loss_of: Any = torch.compile(model) if config.compile else model
+        self.reading = Reading(model, corpus, config)
         # the text itself counts on resume, not the name of the place it was read from
         self.text_hashes = list(corpus.hashes)
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
@@ -173,7 +141,7 @@ class Training:
         first, c = self.step, self.config
         self.seconds_before = self.seconds
         self.reporter.start(first, c.max_steps)
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             try:
                 if self.step == 0:
                     self._calibrate()
@@ -199,10 +167,8 @@ class Training:
 
     def _calibrate(self) -> None:
         """Set the thresholds of spiking neurons on the first batch."""
-        c = self.config
-        first = random_windows(self.corpus.train, seed=c.seed, step=0, batch_size=c.batch_size, block_size=c.block_size)
         with self._autocast():
-            self.model.calibrate(first[0].to(self.device))
+            self.model.calibrate(self.reading.first().to(self.device))
 
     def _optimizer_step(self) -> tuple[Tensor, Tensor]:
         """Take one step and return the mean training loss and the gradient norm before clipping."""
@@ -211,23 +177,15 @@ class Training:
 
     def accumulate(self) -> Tensor:
         """Add up the gradients of one step, and return the mean training loss."""
-        c = self.config
         self.model.train()
         total = torch.zeros((), device=self.device)
         tap = {"tap": self.activity} if self.activity.wanted else {}
-        with self._dropout_stream():
-            for micro in range(c.grad_acc_steps):
-                idx, targets = random_windows(
-                    self.corpus.train,
-                    seed=c.seed,
-                    step=self.step * c.grad_acc_steps + micro,
-                    batch_size=c.batch_size,
-                    block_size=c.block_size,
-                )
-                with self._autocast(), ops.using(c.backend):
-                    _, loss = self.loss_of(idx.to(self.device), targets.to(self.device), **tap)
-                self.scaler.scale((loss + self.activity.total()) / c.grad_acc_steps).backward()
-                total += loss.detach() / c.grad_acc_steps
+        with self._dropout_stream(), self._autocast():
+            for loss, weight in self.reading.losses(self.step, tap):
+                # the way back is not under autocast: it takes the types of the way there
+                with torch.autocast(self.device.type, enabled=False):
+                    self.scaler.scale((loss + self.activity.total()) * weight).backward()
+                total += loss.detach() * weight
         return total
 
     def update(self, total: Tensor) -> Tensor:
@@ -235,7 +193,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        norm = clip_gradients(self.model.named_parameters(), self.config)
         # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
         gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
         if not (bool(total.isfinite()) and gradient_ok):
@@ -256,22 +214,11 @@ class Training:
         )
 
     @returning_freed_memory()
-    @torch.no_grad()
     def _evaluate(self) -> bool:
-        """Measure validation loss and densities on the fixed windows; return whether the loss is the best so far."""
+        """Measure on the fixed windows, and return whether the loss is the best so far."""
         self.model.eval()
-        idx, targets = self.val
-        total = 0.0
-        at_once = max(1, EVALUATED // (idx.shape[1] * self.model.config.n_neurons))
-        at_once = min(self.config.batch_size, at_once)
-        for start in range(0, len(idx), at_once):
-            rows = slice(start, start + at_once)
-            with self._autocast():
-                _, loss = self.model(idx[rows].to(self.device), targets[rows].to(self.device))
-            assert loss is not None
-            weight = scored_share(targets[rows])
-            total += loss.item() * weight if weight else 0.0
-        self.val_loss = total / scored_share(targets)
+        with self._autocast():
+            self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size)
         if not math.isfinite(self.val_loss):
             raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
         improved = self.val_loss < self.best
@@ -283,11 +230,8 @@ class Training:
             "val_loss": self.val_loss,
             "val_bits_per_byte": self.val_loss / math.log(2) / self.corpus.bytes_per_token,
             "best": improved,
-            "density": lens.density(self.model, idx[:DENSITY_WINDOWS].to(self.device)),
+            **activity(self.model, self.val[0]),
         }
-        if self.model.config.lif.on:
-            record["firing"] = lens.firing(self.model, idx[:FIRING_WINDOWS].to(self.device))
-            record["firing_target"] = self.model.config.lif.rate
         self.run.log(record)
         self.reporter.evaluation(record, self.init_density)
         return improved
@@ -318,20 +262,25 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        self.run.save(self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer)
+        self.run.save(
+            self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer, states=self.reading.states
+        )
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
         progress = restore(directory, self.model, self.optimizer)
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
-        for name in ("seed", "batch_size", "grad_acc_steps", "block_size"):
-            before, now = progress["train_config"][name], getattr(self.config, name)
+        stored = TrainConfig.from_dict(progress["train_config"])
+        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches"):
+            before, now = getattr(stored, name), getattr(self.config, name)
             if before != now:
                 raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")
         self.step, self.best = progress["step"], progress["best_val_loss"]
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
+        if self.config.batches == "streams" and self.step:
+            self.reading.states = restore_states(directory, self.config.grad_acc_steps, self.device)
         self.saved_step = self.step
 
     def _sample(self) -> str:
@@ -351,23 +300,3 @@ class Training:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((self.config.seed * _SPREAD + self.step) % 2**63)
             yield
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """Give a list that fills when the user or the system asks to stop; a second Ctrl-C stops at once."""
-    asked: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
-        return
-
-    def ask(number: int, _frame: object) -> None:
-        asked.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,7 +3,7 @@
 run.json                 exact command, configs, data, versions, git hash, hardware
 metrics.jsonl            one JSON object per logged step and per evaluation
 samples.txt              what the model said at each checkpoint
-checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser and progress
+checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser, progress, and what rows remember
 checkpoints/last, best   names of the newest and of the best of them
 """
 
@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +29,11 @@ from torch import Tensor
 from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
 from bdh.data.tokenizers import Tokenizer
-from bdh.model import BDH
+from bdh.model import BDH, State
 
 OPTIMIZER = "optimizer.safetensors"
+STATE = "state-{}.safetensors"
+"""What the rows of a pass remember, where training carries it on."""
 PROGRESS = "progress.json"
 PROGRESS_KEYS = {"step", "best_val_loss", "val_loss", "train_seconds", "train_config", "corpus", "scaler"}
 KEEP = 2
@@ -129,12 +132,16 @@ class Run:
         *,
         best: bool,
         tokenizer: Tokenizer | None = None,
+        states: Sequence[State | None] = (),
     ) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
         name = f"step-{progress['step']:08d}"
         with files.replacing_directory(self.checkpoints / name) as work:
             checkpoint.write_model(model, work, tokenizer)
             save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
+            for number, state in enumerate(states):
+                if state is not None:
+                    checkpoint.save_state(state, work / STATE.format(number))
             (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
         files.write_text(self.checkpoints / "last", name + "\n")
         if best:
@@ -196,6 +203,15 @@ def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> di
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be resumed from ({error}): expected a training checkpoint") from None
     return progress
+
+
+def restore_states(directory: Path, passes: int, device: torch.device) -> list[State | None]:
+    """Load what the rows of each pass remembered when the checkpoint was made.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    return [checkpoint.load_state(directory / STATE.format(number), device=device) for number in range(passes)]
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:

@@ -22,10 +22,10 @@ from bdh.generate import prefill
 from bdh.lens.interventions import Ablate, Intervention
 from bdh.lens.memory import check_level, receivers, refuse_pairing, stored_rows
 from bdh.lens.names import check_signal
-from bdh.lens.neurons import BLOCK_CELLS
 from bdh.lens.probing.concept import Sentence
 from bdh.lens.probing.ranks import Array, midranks
 from bdh.lens.surgery import ScaleSynapse
+from bdh.lens.texts import BLOCK_CELLS
 from bdh.model import BDH, evaluating
 
 Values = npt.NDArray[Any]

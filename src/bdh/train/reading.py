@@ -1,0 +1,90 @@
+"""What the passes of a training step read, and what is remembered from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdh import ops
+from bdh.config import BDHConfig, TrainConfig
+from bdh.data import Batch, Corpus, DocumentStreams, RandomWindows, document_starts, scored_share
+from bdh.model import BDH, State, cross_entropy
+
+
+def check_reading(model: BDHConfig, config: TrainConfig) -> None:
+    """Refuse orders and gradients that the mechanisms of a model do not allow.
+
+    Raises:
+        ValueError: see there.
+    """
+    if config.batches == "streams" and model.hippo.measure == "legs":
+        raise ValueError(
+            "batches='streams': expected no hippo.measure='legs', which counts tokens from the beginning of a text, "
+            "and rows begin theirs at different steps; use --hippo.measure legt, or --batches windows"
+        )
+    carried = [name for name in ("lif", "stdp", "hippo", "neuromodulation") if getattr(model, name).on]
+    if config.bptt == "none" and carried:
+        raise ValueError(
+            f"bptt='none': expected a model that carries nothing through time but its plain memory, got "
+            f"{', '.join(carried)}; switch them off, or leave --bptt away"
+        )
+
+
+class Reading:
+    """The passes of each step with their losses; with streams also the memory of every row.
+
+    Args:
+        model: what reads.
+        corpus: its training split is read.
+        config: order and shape of the batches.
+    """
+
+    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig) -> None:
+        check_reading(model.config, config)
+        self.model, self.config = model, config
+        shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
+        self.order: RandomWindows | DocumentStreams
+        if config.batches == "windows":
+            self.order = RandomWindows(corpus.train, seed=config.seed, **shape)
+        else:
+            starts = document_starts(corpus.train, corpus.separator)
+            self.order = DocumentStreams(corpus.train, starts, seed=config.seed, **shape)
+        self.states: list[State | None] = [None] * config.grad_acc_steps
+        """Of the rows of each pass, after the last step; None before the first, and where nothing is carried."""
+        self._loss_of: Any = torch.compile(model) if config.compile else model
+
+    def first(self) -> Tensor:
+        """Return the tokens of the first pass, (B, T)."""
+        return next(iter(self.order.passes(0))).idx
+
+    def losses(self, step: int, tap: dict[str, Any]) -> Iterator[tuple[Tensor, float]]:
+        """Yield the loss of each pass of a step, and its weight: the share of the scored tokens that it has."""
+        batches = list(self.order.passes(step))
+        scored = [scored_share(batch.targets) for batch in batches]
+        for number, batch in enumerate(batches):
+            yield self._loss(number, batch, tap), scored[number] / sum(scored)
+
+    def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
+        device = self.model.encoder.device
+        idx, targets = batch.idx.to(device), batch.targets.to(device)
+        if self.config.bptt == "none":
+            with ops.without_gradient_through_time():
+                return self._read(number, idx, targets, batch.fresh, tap)
+        with ops.using(self.config.backend):
+            return self._read(number, idx, targets, batch.fresh, tap)
+
+    def _read(self, number: int, idx: Tensor, targets: Tensor, fresh: Tensor | None, tap: dict[str, Any]) -> Tensor:
+        if fresh is None:
+            loss: Tensor = self._loss_of(idx, targets, **tap)[1]
+            return loss
+        state = self.states[number]
+        if state is not None:
+            empty = self.model.parts.silence(len(idx), state.position)
+            levels = [{name: part.to(idx.device) for name, part in empty.items()}] * self.model.config.n_layer
+            state = state.where(fresh.to(idx.device), State.of_levels(levels, state.position))
+        logits, after = self.model.advance(idx, state, **tap)
+        self.states[number] = after.detach()
+        return cross_entropy(logits, targets)

@@ -1,0 +1,49 @@
+"""What is measured of a model between training steps, on fixed windows: loss, densities, firing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdh import lens
+from bdh.data import scored_share
+from bdh.model import BDH
+
+DENSITY_WINDOWS = 4
+FIRING_WINDOWS = 16
+EVALUATED = 2**24
+"""Activities (B, T, N) of a level that are evaluated at once: a few of these arrays must not outweigh training."""
+
+
+@torch.no_grad()
+def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int) -> float:
+    """Return the mean loss of a model in eval mode over windows, nats per token.
+
+    Args:
+        model: the model.
+        idx: (windows, T) token ids.
+        targets: (windows, T) the tokens after them.
+        at_once: windows of one pass, fewer where their activities would be large.
+    """
+    device = model.encoder.device
+    at_once = min(at_once, max(1, EVALUATED // (idx.shape[1] * model.config.n_neurons)))
+    total = 0.0
+    for start in range(0, len(idx), at_once):
+        rows = slice(start, start + at_once)
+        _, loss = model(idx[rows].to(device), targets[rows].to(device))
+        assert loss is not None
+        weight = scored_share(targets[rows])
+        total += loss.item() * weight if weight else 0.0
+    return total / scored_share(targets)
+
+
+def activity(model: BDH, idx: Tensor) -> dict[str, Any]:
+    """Return densities on the first of the windows, and how neurons fire there if they spike."""
+    idx = idx[:FIRING_WINDOWS].to(model.encoder.device)
+    found: dict[str, Any] = {"density": lens.density(model, idx[:DENSITY_WINDOWS])}
+    if model.config.lif.on:
+        found["firing"] = lens.firing(model, idx)
+        found["firing_target"] = model.config.lif.rate
+    return found

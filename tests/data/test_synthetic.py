@@ -1,0 +1,51 @@
+"""Texts made by rule: what they say they are, and the same everywhere."""
+
+import hashlib
+import re
+
+import pytest
+
+from bdh.data import load_corpus, synthetic
+from bdh.data.order import document_starts
+
+
+def documents(name: str, split: str = "train") -> list[bytes]:
+    return synthetic.make(name, split).split(b"\0")[1:]
+
+
+def test_repeated_words_have_the_period_of_the_paper() -> None:
+    found = documents("repeated-words")
+    assert {len(one) for one in found} == {77}
+    for one in found[:50]:
+        assert one[:13] == synthetic.WARM_UP
+        assert one[13:] == one[13:21] * 8
+    assert len({one[13:21] for one in found}) > 0.999 * len(found)
+
+
+def test_a_copy_is_a_copy() -> None:
+    words = [one.split(b"|") for one in documents("copy")]
+    assert all(left == right for left, right in words)
+    assert {len(left) for left, _ in words} == set(range(8, 17))
+
+
+def test_a_question_asks_for_one_of_the_facts() -> None:
+    asked = []
+    for one in documents("needle")[:300]:
+        facts = re.findall(rb"([a-z]{4}=[a-z]{4});", one)
+        question = one[one.index(b"?") + 1 :]
+        assert len(facts) == synthetic.FACTS
+        asked.append(facts.index(question))
+    assert {asked.count(n) > 60 for n in range(synthetic.FACTS)} == {True}
+
+
+@pytest.mark.parametrize("name", synthetic.TASKS)
+def test_splits_share_no_document_and_never_change(name: str) -> None:
+    train, validation = documents(name), documents(name, "validation")
+    assert len(set(train) & set(validation)) < 0.001 * len(validation)
+    known = {"repeated-words": "705735f110e7", "copy": "7f99a95a7b14", "needle": "f16f97f7af78"}
+    assert hashlib.sha256(synthetic.make(name, "validation")).hexdigest()[:12] == known[name]
+
+
+def test_a_corpus_of_them_knows_its_documents() -> None:
+    corpus = load_corpus("copy")
+    assert len(document_starts(corpus.train, corpus.separator)) == len(documents("copy"))

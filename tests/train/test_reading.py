@@ -1,0 +1,219 @@
+"""What a step reads and remembers: as one long pass would, value and gradient, row by row."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bdh import BDH, BDHConfig, TrainConfig, ops
+from bdh.config import preset
+from bdh.data import Corpus
+from bdh.model import cross_entropy
+from bdh.sections import LIF, HiPPOMemory
+from bdh.train import Run, fit
+from bdh.train.reading import Reading
+from tolerances import CONTROL, SAME, error
+
+SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.0)
+TRAIN = TrainConfig(
+    block_size=8, batch_size=2, batches="streams", max_steps=8, warmup_steps=1, learning_rate=1e-2,
+    eval_interval=4, log_interval=1, save_every=4, eval_windows=4, dtype="float32",
+)  # fmt: skip
+TEXT = np.frombuffer(b"\0the cat sat on the mat\0a dog\0she sells sea shells by the sea shore" * 4, np.uint8)
+CORPUS = Corpus("cats", TEXT, TEXT[:90], separator=0)
+
+
+def documents() -> list[Tensor]:
+    ends = [*np.flatnonzero(TEXT == 0)[1:], len(TEXT)]
+    starts = np.flatnonzero(TEXT == 0)
+    return [torch.from_numpy(TEXT[a:b].astype(np.int64)) for a, b in zip(starts, ends, strict=True)]
+
+
+def model_of(config: BDHConfig = SHAPE) -> BDH:
+    model = BDH.from_seed(config, 0).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)
+    return model
+
+
+@pytest.mark.parametrize("config", [SHAPE, replace(SHAPE, variant="hatching")], ids=["bdh", "hatching"])
+def test_losses_are_those_of_whole_documents(config: BDHConfig) -> None:
+    model = model_of(config).eval()
+    reading = Reading(model, CORPUS, TRAIN)
+    total = scored = 0.0
+    resets = 0
+    with torch.no_grad():
+        for step in range(reading.order.steps_per_epoch):
+            (batch,) = reading.order.passes(step)
+            resets += int(batch.fresh[0] != batch.fresh[1])
+            ((loss, weight),) = reading.losses(step, {})
+            assert weight == 1
+            count = int((batch.targets >= 0).sum())
+            total += loss.item() * count
+            scored += count
+        assert resets, "no step began a document in one row and went on in the other"
+        # what the rows read: documents from their beginning, save the one in which the second row began
+        expected = _explicit(model, reading)
+    assert total == pytest.approx(expected[0], rel=1e-9)
+    assert scored == expected[1]
+    # a control: with no memory carried the losses are others
+    with torch.no_grad():
+        forgetful = 0.0
+        for step in range(reading.order.steps_per_epoch):
+            (batch,) = reading.order.passes(step)
+            forgetful += model(batch.idx, batch.targets)[1].item() * int((batch.targets >= 0).sum())
+    assert abs(forgetful - total) > CONTROL * total
+
+
+def _explicit(model: BDH, reading: Reading) -> tuple[float, int]:
+    """Loss and count of the same documents, each read in one pass."""
+    order, B = reading.order, 2
+    texts: list[list[int]] = []
+    rows: list[list[int]] = [[] for _ in range(B)]
+    for step in range(order.steps_per_epoch):
+        (batch,) = order.passes(step)
+        for row in range(B):
+            kept = batch.targets[row] >= 0
+            if batch.fresh[row]:
+                rows[row] = [int(batch.idx[row, 0])]
+                texts.append(rows[row])
+            rows[row] += batch.targets[row][kept].tolist()
+    total, count = 0.0, 0
+    for text in texts:
+        idx = torch.tensor([text])
+        total += cross_entropy(model(idx[:, :-1])[0], idx[:, 1:]).item() * (len(text) - 1)
+        count += len(text) - 1
+    return total, count
+
+
+def test_gradients_inside_a_window_are_those_of_one_pass_after_a_detached_beginning() -> None:
+    model = model_of()
+    reading = Reading(model, CORPUS, replace(TRAIN, batch_size=1))
+    steps = [next(iter(reading.order.passes(step))) for step in range(6)]
+    at = next(n for n in range(1, 6) if not steps[n].fresh[0])
+    with torch.no_grad():
+        for step in range(at):
+            list(reading.losses(step, {}))
+    ((loss, _),) = reading.losses(at, {})
+    got = torch.autograd.grad(loss, list(model.parameters()))
+    first = max(n for n in range(at + 1) if steps[n].fresh[0])
+    prefix = torch.cat([steps[n].idx for n in range(first, at)], dim=1)
+    with torch.no_grad():
+        _, state = model.advance(prefix)
+    logits, _ = model.advance(steps[at].idx, state.detach())
+    expected = torch.autograd.grad(cross_entropy(logits, steps[at].targets), list(model.parameters()))
+    alone = torch.autograd.grad(model(steps[at].idx, steps[at].targets)[1], list(model.parameters()))
+    for mine, theirs, control in zip(got, expected, alone, strict=True):
+        assert error(mine, theirs) <= 1e3 * SAME[torch.float64]
+        assert mine.norm() == 0 or error(control, theirs) > CONTROL
+
+
+@pytest.mark.parametrize("config", [SHAPE, replace(SHAPE, variant="hatching")], ids=["bdh", "hatching"])
+def test_a_resumed_run_takes_the_same_steps(config: BDHConfig, tmp_path: Path) -> None:
+    train = replace(TRAIN, grad_acc_steps=2)
+    fit(BDH.from_seed(config, 0), CORPUS, train, Run(tmp_path / "whole"))
+    half = tmp_path / "again"
+    _copy_until(tmp_path / "whole", half, step=4)
+    resumed = BDH.from_seed(config, 1)
+    fit(resumed, CORPUS, train, Run(half))
+    end = "checkpoints/step-00000008"
+    for name in ("model.safetensors", "optimizer.safetensors", "state-0.safetensors", "state-1.safetensors"):
+        mine, theirs = (load_file(folder / end / name) for folder in (half, tmp_path / "whole"))
+        assert mine.keys() == theirs.keys()
+        assert all(mine[key].equal(theirs[key]) for key in mine), name
+    # a control: without what the rows remembered the steps are others
+    forgetful = tmp_path / "forgetful"
+    _copy_until(tmp_path / "whole", forgetful, step=4)
+    source = tmp_path / "whole" / end
+    for number in range(2):
+        file = f"state-{number}.safetensors"
+        (forgetful / "checkpoints/step-00000004" / file).write_bytes((source / file).read_bytes())
+    fit(BDH.from_seed(config, 1), CORPUS, train, Run(forgetful))
+    mine, theirs = (load_file(folder / end / "model.safetensors") for folder in (forgetful, tmp_path / "whole"))
+    assert not mine["encoder"].equal(theirs["encoder"])
+
+
+def _copy_until(source: Path, target: Path, step: int) -> None:
+    """A copy of a run as it stood at a step."""
+    name = f"step-{step:08d}"
+    (target / "checkpoints").mkdir(parents=True)
+    (target / "checkpoints" / name).mkdir()
+    for file in (source / "checkpoints" / name).iterdir():
+        (target / "checkpoints" / name / file.name).write_bytes(file.read_bytes())
+    (target / "checkpoints" / "last").write_text(name + "\n")
+    (target / "run.json").write_bytes((source / "run.json").read_bytes())
+
+
+def test_without_gradient_through_time_values_stay_and_keys_and_values_are_constants() -> None:
+    model = model_of(replace(SHAPE, n_layer=1))
+    windows = replace(TRAIN, batches="windows")
+    plain, cut = (Reading(model, CORPUS, replace(windows, bptt=bptt)) for bptt in ("window", "none"))
+    parameters = [model.embed.weight, model.encoder, model.encoder_v, model.decoder, model.lm_head]
+    ((loss, _),), ((same, _),) = plain.losses(0, {}), cut.losses(0, {})
+    assert same.item() == pytest.approx(loss.item(), rel=1e-12)
+    got = torch.autograd.grad(same, parameters)
+    (batch,) = cut.order.passes(0)
+    expected = torch.autograd.grad(_with_constant_memory(model, batch.idx, batch.targets), parameters)
+    through = torch.autograd.grad(loss, parameters)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert error(mine, theirs) <= 1e2 * SAME[torch.float64]
+    assert error(through[1], expected[1]) > CONTROL
+
+
+def _with_constant_memory(model: BDH, idx: Tensor, targets: Tensor) -> Tensor:
+    """One level written out: the loss with keys and values detached."""
+
+    def norm(x: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+    v = norm(model.embed(idx))
+    x = (v[:, None] @ model.encoder).relu()
+    q = ops.rotate(x, ops.rotation(model.config.neurons_per_head, 0, idx.shape[1], like=model.encoder))
+    a = (q @ q.detach().mT).tril(-1) @ v.detach()[:, None]
+    y = (norm(a) @ model.encoder_v).relu()
+    write = (x * y).transpose(1, 2).flatten(2) @ model.decoder
+    return cross_entropy(norm(v + norm(write)) @ model.lm_head, targets)
+
+
+def test_streams_and_constant_memory_go_together_over_long_windows() -> None:
+    long = replace(TRAIN, bptt="none", block_size=300, batch_size=1)
+    text = np.tile(TEXT, 4)
+    model = model_of()
+    reading = Reading(model, Corpus("long", text, text), long)
+    for step in range(2):  # longer than a block: the state between blocks is a constant too
+        ((loss, _),) = reading.losses(step, {})
+        loss.backward()
+    assert model.encoder.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "train", "said"),
+    [
+        (replace(SHAPE, hippo=HiPPOMemory(measure="legs")), TRAIN, "use --hippo.measure legt"),
+        (replace(SHAPE, lif=LIF(tau=2.0)), replace(TRAIN, batches="windows", bptt="none"), "got lif"),
+    ],
+)
+def test_what_cannot_be_is_refused(config: BDHConfig, train: TrainConfig, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Reading(BDH.from_seed(config, 0), CORPUS, train)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"backend": "native"}, {"backend": "tiled"}, {"compile": True}, {"batches": "rivers"}, {"bptt": "all"}]
+)
+def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        TrainConfig(**({"batches": "streams"} | wrong))
+
+
+def test_the_memory_of_a_preset_is_carried_by_every_step() -> None:
+    reading = Reading(BDH.from_seed(preset("nano"), 0), CORPUS, replace(TRAIN, batch_size=1))
+    for step in range(3):
+        list(reading.losses(step, {}))
+        assert reading.states[0].position == (step + 1) * TRAIN.block_size
+        assert not reading.states[0].rho[0].requires_grad
