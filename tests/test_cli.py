@@ -180,6 +180,21 @@ def test_inspect_prints_and_writes_a_report(trained: Path, tmp_path: Path, capsy
     assert len(json.loads(capsys.readouterr().out)) > 3
 
 
+def test_probe_lists_prints_and_writes(trained: Path, tmp_path: Path, capsys) -> None:
+    assert run("probe", "--list") == 0
+    assert "love " in capsys.readouterr().out
+    words = ("probe", "love", "kinship", "--model", trained, "--neurons", 3, 100)
+    assert run(*words, "--out", tmp_path / "found") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "love: none passes. The nearest of the 4 tested neurons, neuron" in out
+    assert "false discovery rates over 8 tests" in out
+    assert {file.name for file in (tmp_path / "found").iterdir()} >= {"concept-love-neurons-1.svg", "probe.json"}
+    assert run(*words, "--json") == 0
+    probes = json.loads(capsys.readouterr().out)["probes"]
+    assert [one["concept"] for one in probes] == ["love", "kinship"]
+    assert probes == json.loads((tmp_path / "found" / "probe.json").read_text())["probes"]
+
+
 def test_a_report_has_the_model_the_text_and_files(trained: Path, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     out, files = tmp_path / "report.html", tmp_path / "figures"
@@ -255,7 +270,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, pretrain, generate, inspect, lens, eval, prepare, plan, bench, compare, convert,"),
+    ("", "Expected one of {train, pretrain, generate, inspect, probe, lens, eval, prepare, plan, bench, compare,"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
@@ -295,6 +310,16 @@ MISTAKES = [
     ("generate --model MODEL --state TEXT", "not a saved state"),
     ("inspect --model MODEL --data EMPTY", "EMPTY"),
     ("inspect --model MODEL --data TEXT --text=", "the text is empty"),
+    ("probe", "CONCEPT: expected a TOML file, or one or more of body, country"),
+    ("probe love", "--model: expected a run directory"),
+    ("probe lvoe --model MODEL", "did you mean love?"),
+    ("probe TEXT --model MODEL", "not a TOML file"),
+    ("probe EMPTY --model MODEL", "half a: missing"),
+    ("probe love --model NOWHERE", "no checkpoint at"),
+    ("probe love --model MODEL --neurons 4521", "neurons: expected global neuron ids 0..127"),
+    ("probe love --model MODEL --levels 7", "levels: expected 0..0, got 7"),
+    ("probe love --model MODEL --out TEXT", "expected a directory"),
+    ("probe love --model MODEL --synapses --neurons 3", "and kind 'neurons'"),
     ("train --data TEXT --variant swan", "variant='swan': expected one of bdh, hatching, advanced"),
     ("train --data TEXT --lif.tau 0", "lif.tau=0.0: expected a number > 0"),
     ("train --data TEXT --lif.reset hard", "lif.reset='hard': expected lif to be on; set lif.tau (10 is usual)"),
@@ -363,7 +388,8 @@ def test_a_loss_that_explodes_is_one_line_and_exit_code_1(text: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "command", ["", *["train", "generate", "inspect", "lens", "lens report", "eval", "bench", "convert", "doctor"]]
+    "command",
+    ["", *["train", "generate", "inspect", "probe", "lens", "lens report", "eval", "bench", "convert", "doctor"]],
 )
 def test_help_is_there(command: str, capsys) -> None:
     assert run(*command.split(), "--help") == 0

@@ -20,6 +20,7 @@ from bdh.lens.overview import Overview, overview, overview_panel
 from bdh.lens.page import write_page
 from bdh.lens.panel import Panel, Table
 from bdh.lens.panels import spike_raster_plot
+from bdh.lens.probing import Concept, Probe, Protocol, concept_names, print_probes, probe, probe_panel, probe_together
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.reading import Reading, explain_reading
 from bdh.lens.record import SIGNALS, Trace, record
@@ -39,6 +40,7 @@ __all__ = [
     "Attention",
     "Attribution",
     "Clamp",
+    "Concept",
     "EraseTokens",
     "Growth",
     "Index",
@@ -55,6 +57,8 @@ __all__ = [
     "Panel",
     "Patch",
     "Picture",
+    "Probe",
+    "Protocol",
     "Reading",
     "Repetition",
     "Scale",
@@ -68,6 +72,7 @@ __all__ = [
     "attention_scores",
     "attribute_logit",
     "build_index",
+    "concept_names",
     "density",
     "diff_states",
     "erase_tokens",
@@ -92,6 +97,10 @@ __all__ = [
     "pair_strength",
     "periods",
     "print_inspection",
+    "print_probes",
+    "probe",
+    "probe_panel",
+    "probe_together",
     "readable",
     "record",
     "repeated_words",
