@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -13,7 +11,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from bdh import checkpoint
-from bdh.cli.shared import json_text, open_model, run_facts
+from bdh.cli.findings import tell
+from bdh.cli.shared import open_model, run_facts
 from bdh.generate import remember
 from bdh.lens import topology as topo
 from bdh.lens.memory import check_neurons
@@ -69,7 +68,6 @@ def topology(
     if over_training:
         sizes = (max(sizes),)
         steps = {0: lambda: BDH.from_seed(hatchling.config, start), **_checkpoints(model)}
-    command = shlex.join(["bdh", *sys.argv[1:]])
     panels: list[Panel] = []
     results: list[dict[str, Any]] = []
     for sign in topo.SIGNS:
@@ -89,21 +87,12 @@ def topology(
             history.append((step, found))
             results.append(found.to_dict() | ({"step": step} if over_training else {}))
         if over_training:
-            panels.append(topo.training_panel(history, command))
+            panels.append(topo.training_panel(history))
             continue
         partners = None if neuron is None else _partners(found, neuron, console)
         results[-1]["ego"] = None if partners is None else asdict(partners)
-        panels.append(topo.topology_panel(found, partners, command))
-    if out is not None:
-        for panel in panels:
-            panel.save(out)
-    if json:
-        print(json_text(results))
-    else:
-        topo.print_panels(panels, Console(highlight=False))
-    if out is not None:
-        print(f"pictures and tables: {out.resolve()}", file=sys.stderr if json else sys.stdout)
-    return 0
+        panels.append(topo.topology_panel(found, partners))
+    return tell({"halves": results}, panels, json, out)
 
 
 def _check(

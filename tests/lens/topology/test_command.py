@@ -50,14 +50,14 @@ def test_raw_counts_what_the_norm_takes_off(model: Path, capsys: pytest.CaptureF
     thresholds = []
     for more in ((), ("--raw",)):
         assert run("--model", model, "--which", "y", *QUICK, "--json", *more) == 0
-        thresholds.append(json.loads(capsys.readouterr().out)[0]["points"][0]["threshold"])
+        thresholds.append(json.loads(capsys.readouterr().out)["halves"][0]["points"][0]["threshold"])
     assert thresholds[0] != thresholds[1]
 
 
 def test_json_has_what_was_found(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--model", model, "--which", "sigma", "--text", "to be or not to be", "--level", "1", "--neuron", "70")
     assert run(*words, "--edges", "1000", "--draws", "1", "--json") == 0
-    positive, negative = json.loads(capsys.readouterr().out)
+    positive, negative = json.loads(capsys.readouterr().out)["halves"]
     assert (positive["name"], positive["sign"], negative["sign"]) == ("sigma of level 1", 1, -1)
     (point,) = positive["points"]
     assert point["edges"] == 1000
@@ -67,7 +67,7 @@ def test_json_has_what_was_found(model: Path, capsys: pytest.CaptureFixture[str]
 
 def test_over_training_begins_at_the_initial_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--model", trained, *QUICK, "--over-training", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["halves"]
     assert [(row["step"], row["sign"]) for row in rows] == [(0, 1), (5, 1), (10, 1), (0, -1), (5, -1), (10, -1)]
     start = rows[0]["points"][0]
     # the null "initial" of a run is the model that it began with
@@ -81,7 +81,7 @@ def test_a_neuron_without_edges_in_a_half_is_said(model: Path, capsys: pytest.Ca
     neuron = min(used - other)
     assert run("--model", model, "--edges", "8", "--draws", "1", "--neuron", neuron, "--json") == 0
     printed = capsys.readouterr()
-    positive, negative = json.loads(printed.out)
+    positive, negative = json.loads(printed.out)["halves"]
     assert positive["ego"]["neuron"] == neuron
     assert negative["ego"] is None
     assert f"neuron {neuron} has none of the 8 strongest edges of the negative half" in printed.err

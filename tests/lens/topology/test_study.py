@@ -153,7 +153,7 @@ def test_a_panel_says_direction_nulls_and_verdict(tiny: BDH) -> None:
     assert "G(n, m) 0." in panel.baseline
     for drawn in panel.pictures:
         ET.fromstring(str(drawn))
-    sweep = panel.tables["Modularity over the sweep"]
+    sweep = panel.tables["Modularity over the sweep, and means of the nulls"]
     assert sweep.column("edges") == (128, 256)
     assert sweep.column("modularity")[1] == found.last.modularity
     over = training_panel([(0, found), (10, found)])

@@ -11,7 +11,7 @@ from bdh.lens.topology.modularity import communities, modularity
 from bdh.lens.topology.nulls import low_rank, rewired, uniform
 from bdh.lens.topology.panel import topology_panel, training_panel
 from bdh.lens.topology.study import DRAWS, Hub, Null, Point, Topology, examine, sizes_for
-from bdh.lens.topology.terminal import print_panels, showing
+from bdh.lens.topology.terminal import showing
 
 __all__ = [
     "DRAWS",
@@ -35,7 +35,6 @@ __all__ = [
     "low_rank",
     "memory_wiring",
     "modularity",
-    "print_panels",
     "rewired",
     "showing",
     "sizes_for",

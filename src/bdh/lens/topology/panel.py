@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from bdh.lens.svg import Picture, Plot, Scale, picture, text
 from bdh.lens.topology.degrees import Tail, ccdf, word
 from bdh.lens.topology.ego import Ego, draw_ego
 from bdh.lens.topology.graph import Graph
-from bdh.lens.topology.study import ORIENTATION, Null, Topology
+from bdh.lens.topology.study import ORIENTATION, Null, Point, Topology
 
 _SIGN = {1: "positive", -1: "negative"}
 # the model is drawn in the first colour, a null in a dash or in grey
@@ -40,39 +40,56 @@ def said(found: Topology) -> list[str]:
 
 
 def sweep_table(found: Topology) -> Table:
-    """Return a row per number of edges: threshold, modularity and that of each null (mean, sd), tails."""
+    """Return a row per number of edges: threshold, modularity, and the mean of each null."""
     names = list(found.last.nulls)
-    columns = ["edges", "threshold", "neurons", "communities", "modularity", *names]
     rows = []
     for point in found.points:
-        means, sds = ([getattr(point.nulls[name], what) for name in names] for what in ("mean", "sd"))
-        size = len(point.communities)
-        rows.append((point.edges, point.threshold, found.n - point.alone, size, point.modularity, *means, *sds))
-    return Table((*columns, *(f"sd of {name}" for name in names)), tuple(rows))
+        size, means = len(point.communities), [point.nulls[name].mean for name in names]
+        rows.append((point.edges, point.threshold, found.n - point.alone, size, point.modularity, *means))
+    return Table(("edges", "threshold", "neurons", "communities", "modularity", *names), tuple(rows))
+
+
+def spread_table(found: Topology) -> Table:
+    """Return a row per number of edges: the standard deviation of the modularity between the draws of each null."""
+    names = list(found.last.nulls)
+    rows = tuple((point.edges, *(point.nulls[name].sd for name in names)) for point in found.points)
+    return Table(("edges", *names), rows)
 
 
 def tails_table(found: Topology) -> Table:
-    """Return a row per number of edges and side: what the tail may be called, and why."""
-    pairs = {
-        "exponential": "power law / exponential",
-        "lognormal": "power law / lognormal",
-        "lognormal_exponential": "lognormal / exponential",
-        "truncated": "power law / truncated",
-    }
-    columns = ["edges", "side", "tail", "largest", "G(n, m) largest", "low rank largest", "alpha", "from", "in tail"]
-    columns += [f"{name}: {what}" for name in pairs.values() for what in "Rp"] + ["plausible"]
+    """Return a row per number of edges and side: what the tail may be called, and the power law in it."""
+    columns = ("edges", "side", "tail", "largest", "of G(n, m)", "of low rank", "exponent", "from", "in tail")
     rows = []
+    for point, side, tail in _sides(found):
+        others = [getattr(point.nulls[name], f"{side}_largest") for name in ("G(n, m)", "low rank")]
+        law = (None, None, None) if tail is None else (tail.alpha, tail.xmin, tail.n)
+        rows.append((point.edges, side, word(tail), getattr(point, f"{side}_largest"), *others, *law))
+    return Table(columns, tuple(rows))
+
+
+def fits_table(found: Topology) -> Table:
+    """Return a row per number of edges and side: the likelihood ratios that decide what a tail may be called."""
+    pairs = {
+        "exponential": "law/exp",
+        "lognormal": "law/ln",
+        "lognormal_exponential": "ln/exp",
+        "truncated": "law/cut",
+    }
+    rows = []
+    for point, side, tail in _sides(found):
+        ratios: list[float | None] = []
+        for name in pairs:
+            one = getattr(tail, name, None)
+            ratios += [None, None] if one is None else [one.R, one.p]
+        rows.append((point.edges, side, *ratios, None if tail is None else tail.plausible))
+    measured = (f"{name} {what}" for name in pairs.values() for what in "Rp")
+    return Table(("edges", "side", *measured, "worse"), tuple(rows))
+
+
+def _sides(found: Topology) -> Iterator[tuple[Point, str, Tail | None]]:
     for point in found.points:
-        for side, tail in (("out", point.out_tail), ("in", point.in_tail)):
-            largest = [getattr(point, f"{side}_largest")]
-            largest += [getattr(point.nulls[name], f"{side}_largest") for name in ("G(n, m)", "low rank")]
-            fit: list[float | None] = [None] * (4 + 2 * len(pairs))
-            if tail is not None:
-                each = [getattr(tail, name) for name in pairs]
-                ratios = [value for one in each for value in ((one.R, one.p) if one else (None, None))]
-                fit = [tail.alpha, tail.xmin, tail.n, *ratios, tail.plausible]
-            rows.append((point.edges, side, word(tail), *largest, *fit))
-    return Table(tuple(columns), tuple(rows))
+        yield point, "out", point.out_tail
+        yield point, "in", point.in_tail
 
 
 def hubs_table(found: Topology) -> Table:
@@ -86,17 +103,18 @@ def communities_table(found: Topology) -> Table:
     return Table(("community", "neurons"), tuple(enumerate(found.last.communities)))
 
 
-def topology_panel(found: Topology, partners: Ego | None = None, command: str = "") -> Panel:
+def topology_panel(found: Topology, partners: Ego | None = None) -> Panel:
     """Return the panel of one signed half.
 
     Args:
         found: from `examine`.
         partners: an ego network to show beside.
-        command: the command line that makes it again.
     """
     tables = {
-        "Modularity over the sweep": sweep_table(found),
-        "Tails of the degrees (R > 0: the first of two fits better; p: by chance)": tails_table(found),
+        "Modularity over the sweep, and means of the nulls": sweep_table(found),
+        "Standard deviation between the draws of a null": spread_table(found),
+        "Tails of the degrees, out (edges from a neuron) and in (to it)": tails_table(found),
+        "Fits of the tails: R > 0, the first is better; p, by chance; worse, share of samples": fits_table(found),
         "Hubs": hubs_table(found),
         "Communities": communities_table(found),
     }
@@ -108,16 +126,14 @@ def topology_panel(found: Topology, partners: Ego | None = None, command: str = 
         baseline=f"modularity at {found.last.edges:,} edges of {_nulls(found.last.nulls)}",
         pictures=tuple(pictures),
         tables=tables,
-        command=command,
     )
 
 
-def training_panel(history: Sequence[tuple[int, Topology]], command: str = "") -> Panel:
+def training_panel(history: Sequence[tuple[int, Topology]]) -> Panel:
     """Return the panel of one signed half over the checkpoints of a run, at one number of edges.
 
     Args:
         history: training step and what `examine` found there, in order.
-        command: the command line that makes it again.
     """
     names = list(history[-1][1].last.nulls)
     columns = ["step", "threshold", "modularity", *names, "out-degrees", "largest out", "in-degrees", "largest in"]
@@ -143,7 +159,6 @@ def training_panel(history: Sequence[tuple[int, Topology]], command: str = "") -
         baseline=f"random graphs of as many edges at each checkpoint; at the last {_nulls(last.last.nulls)}",
         pictures=(picture(490, 250, label, [plot, text(8, 14, label)]),),
         tables={"Over training": Table(tuple(columns), tuple(rows))},
-        command=command,
     )
 
 
@@ -228,7 +243,5 @@ def _tail(tail: Tail | None) -> str:
 
 
 def _nulls(nulls: Mapping[str, Null]) -> str:
-    return ", ".join(
-        f"{name} {null.mean:.3f}" + ("" if null.sd is None else f" \u00b1 {null.sd:.3f}")
-        for name, null in nulls.items()
-    )
+    spread = {name: "" if null.sd is None else f" \u00b1 {null.sd:.3f}" for name, null in nulls.items()}
+    return ", ".join(f"{name} {null.mean:.3f}{spread[name]}" for name, null in nulls.items())
