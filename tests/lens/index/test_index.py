@@ -196,7 +196,7 @@ def test_a_page_has_the_weights_and_the_timescale_of_its_neuron(tmp_path: Path, 
     shown = panel(page)
     assert "random initialisation" in shown.baseline
     assert shown.tables["By level"].column("rate") == tuple(level.rate for level in page.levels)
-    assert len(shown.save(tmp_path / "panel")) == 8
+    assert len(shown.save(tmp_path / "panel")) == 2 * (len(shown.pictures) + len(shown.tables)) == 16
 
 
 def test_quantiles_part_a_sample_by_strength(tmp_path: Path, tiny: BDH) -> None:
