@@ -207,7 +207,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, generate, inspect, lens, prepare, plan, bench, compare, convert, doctor}"),
+    ("", "Expected one of {train, pretrain, generate, inspect, lens, prepare, plan, bench, compare, convert, doctor}"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
