@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bdh import checkpoint, lens
 from bdh.cli.looking import baseline_of
-from bdh.cli.shared import corpus_of, facts_of, json_text, open_model
+from bdh.cli.shared import corpus_of, json_text, open_model, run_facts
 
 
 def report(
@@ -46,7 +46,7 @@ def report(
         raise ValueError("the text is empty: expected at least one character")
     hatchling, console, begun = open_model(model), Console(stderr=True, highlight=False), time.perf_counter()
     validation = baseline_of(hatchling, corpus_of(model, dataset, data))
-    command, facts = shlex.join(["bdh", *sys.argv[1:]]), facts_of(model)
+    command, facts = shlex.join(["bdh", *sys.argv[1:]]), run_facts(model)
 
     def told(name: str) -> None:
         console.print(f"{time.perf_counter() - begun:6.1f} s  {name}", markup=False)

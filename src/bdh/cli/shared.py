@@ -18,20 +18,31 @@ def open_model(path: Path) -> BDH:
     return checkpoint.import_checkpoint(path) if path.is_file() else checkpoint.load(path)
 
 
-def facts_of(model: Path) -> dict[str, Any] | None:
-    """Return what a run says of itself (run.json); None for a model that is of no run."""
+def open_byte_model(path: Path) -> BDH:
+    """Return the model of such a path, whose tokens are bytes."""
+    model = open_model(path)
+    check_bytes(path)
+    return model
+
+
+def check_bytes(model: Path) -> None:
+    """Raise ValueError for other tokens: what is shown of texts, and what is measured on them, are bytes."""
+    if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
+        raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
+
+
+def run_facts(model: Path) -> dict[str, Any] | None:
+    """Return what is known about the run that a model, or a checkpoint in it, is from; None if it is from none."""
     in_run = model.parent.name == "checkpoints"
     return read_facts(model.resolve().parents[1] if in_run else model)
 
 
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
-    facts = None if dataset or data else facts_of(model)
+    facts = None if dataset or data else run_facts(model)
     if facts is not None:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
-    # what is shown of texts, and what is measured on them, are bytes
-    if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
-        raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
+    check_bytes(model)
     corpus = load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
     if corpus.tokenizer.name != ByteTokenizer.name:
         raise ValueError(f"{corpus.name} is prepared as tokens that are not bytes: expected a text of bytes")

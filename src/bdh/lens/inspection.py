@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +173,18 @@ def readable(data: bytes, space: str = " ") -> list[str]:
             length = len(char.encode()) if char.isprintable() else 0
             shown += [char, *[""] * (length - 1)] if length else [f"0x{data[at]:02X}"]
     return shown
+
+
+def token_names(ids: Sequence[int]) -> list[str]:
+    """Return one string per token of a byte vocabulary; ids beyond the bytes, of one that was grown, as #id.
+
+    Examples:
+        >>> token_names([104, 105, 32, 300])
+        ['h', 'i', '␣', '#300']
+    """
+    if all(token < 256 for token in ids):
+        return readable(bytes(ids), "␣")
+    return [readable(bytes([token]), "␣")[0] if token < 256 else f"#{token}" for token in ids]
 
 
 def _character(data: bytes) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from bdh.data import fixed_windows
-from bdh.lens.neurons import Ids, NeuronStatistics
+from bdh.lens.neurons import NeuronStatistics
 from bdh.lens.panel import Panel, Table
 from bdh.lens.svg import Picture, Plot, Scale, picture, text
+from bdh.lens.texts import Ids
 from bdh.model import BDH, evaluating
 
 OFTEN = 0.5
