@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bdh.lens import logit_panels, memory_panels, topology
@@ -24,6 +24,9 @@ from bdh.model import BDH
 
 LABEL_BYTES = 65_536
 """Text that labels are found and scored on."""
+
+PAGES = 4
+"""Telling neurons with a page of their own, where there is an index."""
 
 MOST_WIRED = 4096
 """Neurons up to which a report has the wiring: beside random graphs it takes minutes for more."""
@@ -74,7 +77,8 @@ def chapters(
 
     def labels() -> Panel:
         made = label_neurons(model, validation[:LABEL_BYTES], telling, signal=found.signal, window=window)
-        return labels_panel(made, c.neurons_per_head)
+        panel = labels_panel(made, c.neurons_per_head)
+        return replace(panel, python=f"bdh.lens.label_neurons(model, VALIDATION, {telling}, window={window})")
 
     def synapses() -> Panel:
         span = 0, idx.shape[1]
@@ -83,13 +87,16 @@ def chapters(
         return memory_panels.growth_panel(grown, typical_growth(model, idx, span, last), words, last)
 
     def wiring(sign: Literal[1, -1]) -> Panel:
-        return topology.topology_panel(
-            topology.examine(
-                topology.wiring(model, "x"),
-                lambda draw: topology.wiring(BDH.from_seed(c, start_seed + draw), "x"),
-                sign=sign,
-                sizes=(edges,),
-            )
+        made = topology.examine(
+            topology.wiring(model, "x"),
+            lambda draw: topology.wiring(BDH.from_seed(c, start_seed + draw), "x"),
+            sign=sign,
+            sizes=(edges,),
+        )
+        wires = 'bdh.lens.topology.wiring(model, "x")'
+        return replace(
+            topology.topology_panel(made),
+            python=f"bdh.lens.topology.examine({wires}, sign={sign}, sizes=({edges},))",
         )
 
     made = [Chapter("labels of the telling neurons", ("label", *map(str, telling)), labels)] if telling else []
@@ -120,7 +127,7 @@ def chapters(
     if index is not None:
         made += [
             Chapter(f"neuron {neuron}", ("neuron", str(neuron), "--index", str(index.path)), _page(index, neuron))
-            for neuron in telling
+            for neuron in telling[:PAGES]
         ]
     return made
 
