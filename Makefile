@@ -3,6 +3,7 @@
 # make test   lint, types, all tests
 # make bench  measure this machine
 # make sanitize   the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+# make harness   a task of lm-evaluation-harness, in an environment of its own
 # make docs   build the documentation into site/
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo tour test lint types bench sanitize docs clean
+.PHONY: demo tour test lint types bench sanitize harness docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/bdh train --dataset shakespeare --model-size nano --out-dir $(RUN) --resume-from auto
@@ -55,12 +56,18 @@ sanitize:
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=halt_on_error=1 .venv-sanitize/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_native.py tests/ops/test_native_step.py tests/ops/test_lif.py
 
+# the harness brings many packages of its own, which nothing else here is to depend on
+harness:
+	@$(MAKE) --no-print-directory VENV=.venv-harness .venv-harness/.dev
+	.venv-harness/bin/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt -e ".[eval]"
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 .venv-harness/bin/python -m pytest -q -p no:cacheprovider tests/evaluation/test_harness.py
+
 docs: $(VENV)/.dev
 	$(PIP) -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .venv-sanitize build site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-sanitize .venv-harness build site .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }

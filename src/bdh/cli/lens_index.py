@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bdh import lens
+from bdh.cli.lens_labels import LABEL_BYTES, print_labels
 from bdh.cli.shared import corpus_of, json_text, open_model
+from bdh.data import spread
 from bdh.lens.index.neuronpedia import export_neuronpedia
 from bdh.lens.index.terminal import print_page
 
@@ -68,20 +70,39 @@ def index(
     return 0
 
 
-def neuron(name: tyro.conf.Positional[str], index: Path, model: Path | None = None, json: bool = False) -> int:
-    """Show what an index knows of a neuron.
+def neuron(
+    name: tyro.conf.Positional[str],
+    index: Path,
+    model: Path | None = None,
+    dataset: str | None = None,
+    data: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Show what an index knows of a neuron, and with its model also what to call it.
 
     Args:
         name: global id (4521), or head and neuron inside it (h1:425).
         index: directory that bdh lens index wrote.
-        model: refuse an index that is not of this model.
+        model: refuse an index that is not of this model, and look for a label as bdh lens label does.
+        dataset: text to label with; by default the one that the model was trained on, its validation part.
+        data: a file or directory of text to label with instead; its last tenth is read.
         json: print the page as JSON.
     """
-    page = lens.Index.open(index, open_model(model) if model else None).neuron(name)
+    hatchling = open_model(model) if model else None
+    page = lens.Index.open(index, hatchling).neuron(name)
+    labels = []
+    if model and hatchling:
+        text = spread(corpus_of(model, dataset, data).validation.tobytes(), LABEL_BYTES)
+        with Console(stderr=True).status("looking for a label"):
+            labels = lens.label_neurons(hatchling, text, [page.neuron], signal=page.signal)
     if json:
-        print(json_text(page.to_dict()))
+        print(json_text(page.to_dict() | {"labels": [one.to_dict() for one in labels]}))
+        return 0
+    print_page(page, Console(highlight=False))
+    if hatchling:
+        print_labels(labels, hatchling)
     else:
-        print_page(page, Console(highlight=False))
+        print("label: not looked for; --model RUN does")
     return 0
 
 

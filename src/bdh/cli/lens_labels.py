@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from bdh.cli.shared import corpus_of, json_text, open_model
 from bdh.data import spread
 from bdh.lens.find import Found, find_neurons
 from bdh.lens.labels import Labelled, label_neurons
+from bdh.lens.names import neuron_id
 from bdh.lens.neuron_panels import find_panel, labels_panel, wording
 from bdh.model import BDH
 
@@ -90,7 +90,7 @@ def label(
         json: print the labels and all their scores as JSON.
     """
     hatchling = open_model(model)
-    chosen = [neuron_of(word, hatchling) for word in neurons]
+    chosen = [neuron_id(word, hatchling.config) for word in neurons]
     if not chosen:
         raise ValueError("no neuron: expected global ids such as 425, or head and index such as h1:425")
     text = spread(corpus_of(model, dataset, data).validation.tobytes(), LABEL_BYTES)
@@ -102,33 +102,8 @@ def label(
     if json:
         print(json_text([one.to_dict() for one in found]))
     else:
-        _print_labels(found, hatchling)
+        print_labels(found, hatchling)
     return 0
-
-
-def neuron_of(word: str, model: BDH) -> int:
-    """Return the global id that a word means: "425", or "h1:425" for neuron 425 of head 1.
-
-    Raises:
-        ValueError: another word, or no such neuron.
-
-    Examples:
-        >>> from bdh import BDHConfig
-        >>> neuron_of("h1:5", BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)))
-        37
-    """
-    c = model.config
-    match = re.fullmatch(r"(?:h(\d+):)?(\d+)", word)
-    if not match:
-        raise ValueError(f"neuron {word!r}: expected a global id such as 425, or head and index such as h1:425")
-    head, index = match[1], int(match[2])
-    if head is None and index < c.n_neurons:
-        return index
-    if head is not None and int(head) < c.n_head and index < c.neurons_per_head:
-        return int(head) * c.neurons_per_head + index
-    raise ValueError(
-        f"neuron {word!r}: expected 0..{c.n_neurons - 1}, or h0:0..h{c.n_head - 1}:{c.neurons_per_head - 1}"
-    )
 
 
 def _words_in(file: Path | None) -> list[str]:
@@ -169,7 +144,8 @@ def _print_found(found: Found, labelled: dict[int, Labelled], model: BDH) -> Non
             _print(console, f"  {c.activation:8.3g}  {c.left}[{c.shown}]{c.right}")
 
 
-def _print_labels(found: list[Labelled], model: BDH) -> None:
+def print_labels(found: list[Labelled], model: BDH) -> None:
+    """Print labels with their scores, the rules that were tried, and what chance reaches."""
     console = Console(highlight=False)
     for one in found:
         _print(console, f"{_at(one.neuron, model)}: {_said(one)}")

@@ -9,13 +9,14 @@ from typing import Any
 
 from bdh import checkpoint
 from bdh.data import ByteTokenizer, Corpus, load_corpus
+from bdh.foreign import import_checkpoint
 from bdh.model import BDH
 from bdh.train.run import read_facts
 
 
 def open_model(path: Path) -> BDH:
     """Return the model of a run directory, a checkpoint directory or a .pt file."""
-    return checkpoint.import_checkpoint(path) if path.is_file() else checkpoint.load(path)
+    return import_checkpoint(path) if path.is_file() else checkpoint.load(path)
 
 
 def open_byte_model(path: Path) -> BDH:

@@ -21,6 +21,7 @@ from bdh.lens.overview import Overview, overview, overview_panel
 from bdh.lens.page import write_page
 from bdh.lens.panel import Panel, Table
 from bdh.lens.panels import spike_raster_plot
+from bdh.lens.probing import Concept, Probe, Protocol, concept_names, print_probes, probe, probe_panel, probe_together
 from bdh.lens.raster import SpikeRaster, spike_raster
 from bdh.lens.reading import Reading, explain_reading
 from bdh.lens.record import SIGNALS, Trace, record
@@ -42,6 +43,7 @@ __all__ = [
     "Attribution",
     "Chapter",
     "Clamp",
+    "Concept",
     "EraseTokens",
     "Growth",
     "Index",
@@ -58,6 +60,8 @@ __all__ = [
     "Panel",
     "Patch",
     "Picture",
+    "Probe",
+    "Protocol",
     "Reading",
     "Repetition",
     "Scale",
@@ -72,6 +76,7 @@ __all__ = [
     "attribute_logit",
     "build_index",
     "chapters",
+    "concept_names",
     "density",
     "diff_states",
     "erase_tokens",
@@ -96,6 +101,10 @@ __all__ = [
     "pair_strength",
     "periods",
     "print_inspection",
+    "print_probes",
+    "probe",
+    "probe_panel",
+    "probe_together",
     "readable",
     "record",
     "repeated_words",

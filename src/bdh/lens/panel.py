@@ -148,7 +148,8 @@ class Panel:
         pictures = f'<div class="pictures">{drawn}</div>' if drawn else ""
         tables = "".join(
             f"<details{self._open(n)}><summary>{escape(caption)}</summary>"
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{table.html()}</div></details>'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{table.html()}</div>'
+            "</details>"
             for n, (caption, table) in enumerate(self.tables.items())
         )
         again = "".join(

@@ -11,7 +11,7 @@ import torch
 
 import bdh
 from bdh import BDH, BDHConfig
-from bdh.lens import Index, build_index, reading
+from bdh.lens import Index, build_index, texts
 from bdh.lens.index import build, panel
 from bdh.lens.index.neuronpedia import export_neuronpedia
 from bdh.lens.index.page import _quantiles
@@ -44,7 +44,7 @@ def planted() -> BDH:
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of three windows, saved after each."""
-    monkeypatch.setattr(reading, "BLOCK_CELLS", 3 * 16 * CONFIG.n_neurons)
+    monkeypatch.setattr(texts, "BLOCK_CELLS", 3 * 16 * CONFIG.n_neurons)
     monkeypatch.setattr(build, "SAVE_SECONDS", 0.0)
 
 

@@ -228,4 +228,7 @@ def _tail(tail: Tail | None) -> str:
 
 
 def _nulls(nulls: Mapping[str, Null]) -> str:
-    return ", ".join(f"{name} {null.mean:.3f} \u00b1 {null.sd:.3f}" for name, null in nulls.items())
+    return ", ".join(
+        f"{name} {null.mean:.3f}" + ("" if null.sd is None else f" \u00b1 {null.sd:.3f}")
+        for name, null in nulls.items()
+    )

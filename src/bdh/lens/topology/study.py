@@ -39,9 +39,9 @@ class Null:
         return float(np.mean(self.draws))
 
     @property
-    def sd(self) -> float:
-        """Standard deviation between the draws; 0 of a single one."""
-        return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else 0.0
+    def sd(self) -> float | None:
+        """Standard deviation between the draws; None of a single one."""
+        return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else None
 
 
 @dataclass(frozen=True)
