@@ -30,7 +30,8 @@ demo: $(VENV)/.core
 tour: $(VENV)/.core
 	@$(PIP) -e ".[lens]"
 	@$(BIN)/bdh train --dataset tiny-shakespeare $(if $(DATA),--data $(DATA)) --model-size nano --out-dir $(TOUR) --resume-from auto
-	@$(BIN)/bdh lens report --model $(TOUR) --out $(TOUR)/report.html --files $(TOUR)/report
+	@$(BIN)/bdh lens index --model $(TOUR)
+	@$(BIN)/bdh lens report --model $(TOUR) --index $(TOUR)-index --out $(TOUR)/report.html --files $(TOUR)/report
 
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -16,6 +16,9 @@ def test_the_example_is_small_and_self_contained() -> None:
     seen = check_self_contained(EXAMPLE.read_text(encoding="utf-8"))
     keys = [a["id"] for tag, a in seen.tags if tag == "section"]
     assert keys[:4] == ["overview", "text", "raster", "telling"]
+    assert {"labels", "logit-lens", "memory-energy", "synapses", "ledger"} <= set(keys)
+    copies = [a["data-copy"] for tag, a in seen.tags if tag == "code" and "data-copy" in a]
+    assert copies == ["Python", "command"] * len(keys)
     assert not re.search(r"/(home|tmp|root|Users)/", " ".join(seen.words))
 
 

@@ -108,6 +108,13 @@ def test_a_table_keeps_its_cells(rows: list[tuple[object, object]]) -> None:
                 assert f"{cell:,}" in words
 
 
+def test_the_first_table_is_open_where_there_is_no_picture() -> None:
+    two = {"One": Table(("n",), ((1,),)), "Two": Table(("n",), ((2,),))}
+    assert panel(tables=two, pictures=()).html().count("<details open>") == 1
+    assert "<details open>" not in panel(tables=two).html()
+    assert "<details open>" not in panel(tables=two, pictures=(), view="<p>x</p>").html()
+
+
 def test_csv_is_read_back(tmp_path: Path) -> None:
     table = Table(("a", "b"), ((1, "x,\n\"y'"), (None, 0.1)))
     with table.save(tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:

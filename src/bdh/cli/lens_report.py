@@ -6,6 +6,7 @@ import hashlib
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ def report(
     signal: Literal["x_sparse", "y_sparse", "xy_sparse"] = "x_sparse",
     dataset: str | None = None,
     data: Path | None = None,
+    index: Path | None = None,
     out: Path = Path("report.html"),
     files: Path | None = None,
     json: bool = False,
@@ -34,6 +36,7 @@ def report(
         signal: activity of the neurons (x_sparse), their gate (y_sparse), or the product that is written (xy_sparse).
         dataset: text to compare with; by default the one that the model was trained on.
         data: a file or directory of text to compare with instead.
+        index: directory that bdh lens index wrote, for the pages of the most telling neurons.
         out: the page.
         files: write every picture (SVG, PNG) and table (CSV, Parquet) into this directory too.
         json: print what was written as JSON; progress goes to stderr.
@@ -45,6 +48,7 @@ def report(
     if not text:
         raise ValueError("the text is empty: expected at least one character")
     hatchling, console, begun = open_model(model), Console(stderr=True, highlight=False), time.perf_counter()
+    known = None if index is None else lens.Index.open(index, hatchling)
     validation = baseline_of(hatchling, corpus_of(model, dataset, data))
     command, facts = shlex.join(["bdh", *sys.argv[1:]]), run_facts(model)
 
@@ -52,18 +56,27 @@ def report(
         console.print(f"{time.perf_counter() - begun:6.1f} s  {name}", markup=False)
 
     told("the model")
-    # windows as long as those of training: beyond, a model may predict worse, and be another than it was trained to be
-    window = 256 if facts is None else int(facts["train"]["block_size"])
+    # no longer than those of training: beyond, a model may predict worse, and be another than it was trained to be
+    window = 256 if facts is None else min(256, int(facts["train"]["block_size"]))
     statistics = lens.neuron_statistics(hatchling, validation, signal=signal, window=window)
     measured = lens.overview(hatchling, validation, statistics, window=window)
     first = lens.overview_panel(measured, _origin(model, facts), command)
     told("the text")
     found = lens.inspect_text(hatchling, text.encode(), validation, signal=signal, window=window)
-    lens.write_report(found, out, command=command, before=[first])
+    after = []
+    begun_with = 0 if facts is None else int(facts["train"]["seed"])
+    for chapter in lens.chapters(hatchling, found, validation, window=window, start_seed=begun_with, index=known):
+        told(chapter.title)
+        name, *rest = chapter.words
+        again = shlex.join(["bdh", "lens", name, *rest, "--model", str(model)])
+        after.append(replace(chapter.make(), command=again))
+    if hatchling.config.n_neurons > lens.MOST_WIRED:
+        told(f"the wiring is left out, beyond {lens.MOST_WIRED:,} neurons it takes long: bdh lens topology")
+    lens.write_report(found, out, command=command, before=[first], after=after)
     written = [out]
     if files:
         told("files")
-        for panel in [first, *lens.inspection_panels(found, command)]:
+        for panel in [first, *lens.inspection_panels(found, command), *after]:
             written += panel.save(files)
     told(f"done: {out.stat().st_size:,} bytes")
     if json:

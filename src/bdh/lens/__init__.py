@@ -2,6 +2,7 @@
 
 from bdh.lens import topology
 from bdh.lens.attention import Attention, attention_scores, signed_attention
+from bdh.lens.chapters import MOST_WIRED, Chapter, chapters
 from bdh.lens.course import SynapseCourse, synapse_course, typical_growth
 from bdh.lens.density import density, init_density
 from bdh.lens.energy import MemoryEnergy, StateDiff, diff_states, memory_energy, snapshots
@@ -35,10 +36,12 @@ from bdh.lens.terminal import print_inspection
 from bdh.lens.timescales import periods
 
 __all__ = [
+    "MOST_WIRED",
     "SIGNALS",
     "Ablate",
     "Attention",
     "Attribution",
+    "Chapter",
     "Clamp",
     "Concept",
     "EraseTokens",
@@ -72,6 +75,7 @@ __all__ = [
     "attention_scores",
     "attribute_logit",
     "build_index",
+    "chapters",
     "concept_names",
     "density",
     "diff_states",

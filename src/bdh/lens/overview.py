@@ -151,8 +151,8 @@ def _bars(bits: Mapping[str, float]) -> Picture:
     marks = []
     for n, (name, value) in enumerate(bits.items()):
         y, wide = 24 * n, plot.x(value) - plot.x(0)
-        css = "fill" if n == 0 else "rest"
-        marks.append(f'<rect class="{css}" x="116" y="{y + 5}" width="{wide:.1f}" height="15"/>')
+        look = 'class="fill"' if n == 0 else 'fill-opacity="0.35"'
+        marks.append(f'<rect {look} x="116" y="{y + 5}" width="{wide:.1f}" height="15"/>')
         marks.append(text(108, y + 17, name, "" if n else "name", "end"))
         marks.append(text(122 + wide, y + 17, f"{value:.2f}", "" if n else "name"))
     label = "bits per byte: " + ", ".join(f"{name} {value:.2f}" for name, value in bits.items())

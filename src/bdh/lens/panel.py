@@ -147,9 +147,10 @@ class Panel:
         drawn = "".join(f'<figure tabindex="0">{picture.inline}</figure>' for picture in self.pictures)
         pictures = f'<div class="pictures">{drawn}</div>' if drawn else ""
         tables = "".join(
-            f'<details><summary>{escape(caption)}</summary><div class="scroll" tabindex="0" role="region" '
-            f'aria-label="{escape(caption)}">{table.html()}</div></details>'
-            for caption, table in self.tables.items()
+            f"<details{self._open(n)}><summary>{escape(caption)}</summary>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{table.html()}</div>'
+            "</details>"
+            for n, (caption, table) in enumerate(self.tables.items())
         )
         again = "".join(
             f'<pre><code data-copy="{kind}">{escape(code)}</code></pre>'
@@ -164,6 +165,10 @@ class Panel:
             f'<p class="baseline"><b>Compared with</b> {text(self.baseline)}</p>{self.view or pictures}{tables}{again}'
             "</section>"
         )
+
+    def _open(self, n: int) -> str:
+        """The first table is all there is to see where nothing is drawn."""
+        return "" if n or self.view or self.pictures else " open"
 
     def _repr_html_(self) -> str:
         return notebook(self)
