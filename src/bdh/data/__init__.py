@@ -1,7 +1,7 @@
 """Where text comes from (corpora), how it becomes tokens (tokenizers) and batches (streams)."""
 
 from bdh.data.corpora import CORPORA, Corpus, CorpusError, load_corpus
-from bdh.data.order import Batch, DocumentStreams, RandomWindows, document_starts
+from bdh.data.order import Batch, DocumentStreams, RandomWindows, cut_documents, document_starts
 from bdh.data.shards import read_documents
 from bdh.data.streams import fixed_windows, random_windows, scored_share, spread
 from bdh.data.subwords import SubwordTokenizer, read_tokenizer, train_bpe
@@ -18,6 +18,7 @@ __all__ = [
     "SubwordTokenizer",
     "TextDecoder",
     "Tokenizer",
+    "cut_documents",
     "document_starts",
     "fixed_windows",
     "load_corpus",

@@ -272,7 +272,7 @@ class Training:
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         stored = TrainConfig.from_dict(progress["train_config"])
-        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches"):
+        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches", "carry"):
             before, now = getattr(stored, name), getattr(self.config, name)
             if before != now:
                 raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")

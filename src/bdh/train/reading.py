@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bdh import ops
 from bdh.config import BDHConfig, TrainConfig
-from bdh.data import Batch, Corpus, DocumentStreams, RandomWindows, document_starts, scored_share
+from bdh.data import Batch, Corpus, DocumentStreams, RandomWindows, cut_documents, document_starts, scored_share
 from bdh.model import BDH, State, cross_entropy
 
 
@@ -51,6 +51,8 @@ class Reading:
             self.order = RandomWindows(corpus.train, seed=config.seed, **shape)
         else:
             starts = document_starts(corpus.train, corpus.separator)
+            if config.carry is not None:
+                starts = cut_documents(starts, len(corpus.train), config.carry * config.block_size)
             self.order = DocumentStreams(corpus.train, starts, seed=config.seed, **shape)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass, after the last step; None before the first, and where nothing is carried."""
