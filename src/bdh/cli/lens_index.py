@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bdh import lens
 from bdh.cli.lens_labels import LABEL_BYTES, print_labels
-from bdh.cli.shared import corpus_of, json_text, open_model
+from bdh.cli.shared import corpus_of, json_text, open_model, window_of
 from bdh.data import spread
 from bdh.lens.index.neuronpedia import export_neuronpedia
 from bdh.lens.index.terminal import print_page
@@ -27,7 +27,7 @@ def index(
     dataset: str | None = None,
     data: Path | None = None,
     signal: Literal["x_sparse", "y_sparse", "xy_sparse"] = "x_sparse",
-    window: int = 256,
+    window: int | None = None,
     seed: int = 0,
     json: bool = False,
 ) -> int:
@@ -41,7 +41,7 @@ def index(
         dataset: text to read; by default the validation text of the one that the model was trained on.
         data: a file or directory of text to read instead, all of it.
         signal: activity of the neurons (x_sparse), their gate (y_sparse), or the product that is written (xy_sparse).
-        window: bytes read from one empty state.
+        window: bytes read from one empty state; by default as many as in training, at most 256.
         seed: of the sample of places at which each neuron fires.
         json: print where it is, and the density by level, as JSON.
     """
@@ -51,7 +51,13 @@ def index(
     try:
         with _showing(Console(stderr=True)) as progress:
             found = lens.build_index(
-                hatchling, text, target, signal=signal, window=window, seed=seed, progress=progress
+                hatchling,
+                text,
+                target,
+                signal=signal,
+                window=window or window_of(model),
+                seed=seed,
+                progress=progress,
             )
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

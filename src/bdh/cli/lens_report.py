@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bdh import checkpoint, lens
 from bdh.cli.looking import baseline_of
-from bdh.cli.shared import corpus_of, json_text, open_model, run_facts
+from bdh.cli.shared import corpus_of, json_text, open_model, run_facts, window_of
 
 
 def report(
@@ -56,8 +56,7 @@ def report(
         console.print(f"{time.perf_counter() - begun:6.1f} s  {name}", markup=False)
 
     told("the model")
-    # no longer than those of training: beyond, a model may predict worse, and be another than it was trained to be
-    window = 256 if facts is None else min(256, int(facts["train"]["block_size"]))
+    window = window_of(model)
     statistics = lens.neuron_statistics(hatchling, validation, signal=signal, window=window)
     measured = lens.overview(hatchling, validation, statistics, window=window)
     first = lens.overview_panel(measured, _origin(model, facts), command)
@@ -67,8 +66,7 @@ def report(
     begun_with = 0 if facts is None else int(facts["train"]["seed"])
     for chapter in lens.chapters(hatchling, found, validation, window=window, start_seed=begun_with, index=known):
         told(chapter.title)
-        name, *rest = chapter.words
-        again = shlex.join(["bdh", "lens", name, *rest, "--model", str(model)])
+        again = shlex.join(["bdh", *chapter.words, "--model", str(model)])
         after.append(replace(chapter.make(), command=again))
     if hatchling.config.n_neurons > lens.MOST_WIRED:
         told(f"the wiring is left out, beyond {lens.MOST_WIRED:,} neurons it takes long: bdh lens topology")

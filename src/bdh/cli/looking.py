@@ -10,7 +10,7 @@ from typing import Literal
 from rich.console import Console
 
 from bdh import lens
-from bdh.cli.shared import corpus_of, json_text, open_model
+from bdh.cli.shared import corpus_of, json_text, open_model, window_of
 from bdh.data import Corpus, spread
 from bdh.model import BDH
 
@@ -60,7 +60,13 @@ def inspect(
         raise ValueError("the text is empty: expected at least one character")
     baseline = baseline_of(hatchling, corpus)
     found = lens.inspect_text(
-        hatchling, hatchling.as_ids(text), baseline, signal=signal, telling=top, contexts=contexts
+        hatchling,
+        hatchling.as_ids(text),
+        baseline,
+        signal=signal,
+        telling=top,
+        contexts=contexts,
+        window=window_of(model),
     )
     if json:
         print(json_text(found.to_dict()))

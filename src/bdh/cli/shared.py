@@ -38,6 +38,15 @@ def run_facts(model: Path) -> dict[str, Any] | None:
     return read_facts(model.resolve().parents[1] if in_run else model)
 
 
+def window_of(model: Path) -> int:
+    """Return how many bytes of a text to read from one empty memory: no more than in training, and at most 256.
+
+    Beyond, a model may predict worse, and be another than the one that it was trained to be.
+    """
+    facts = run_facts(model)
+    return 256 if facts is None else min(256, int(facts["train"]["block_size"]))
+
+
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
     facts = None if dataset or data else run_facts(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Literal
 
 from bdh.lens import logit_panels, memory_panels, topology
@@ -17,6 +18,10 @@ from bdh.lens.labels import label_neurons
 from bdh.lens.logits import logit_lens
 from bdh.lens.neuron_panels import labels_panel
 from bdh.lens.panel import Panel
+from bdh.lens.probing.concept import Concept
+from bdh.lens.probing.findings import Probe
+from bdh.lens.probing.protocol import probe_together
+from bdh.lens.probing.showing import panel as probe_panel
 from bdh.lens.reading import explain_reading
 from bdh.lens.span import memory_span
 from bdh.lens.synapses import strongest_growth
@@ -24,6 +29,9 @@ from bdh.model import BDH
 
 LABEL_BYTES = 65_536
 """Text that labels are found and scored on."""
+
+CONCEPTS = ("kinship", "royalty", "love")
+"""Concepts that a report probes for: what plays speak of."""
 
 PAGES = 4
 """Telling neurons with a page of their own, where there is an index."""
@@ -38,7 +46,7 @@ class Chapter:
 
     title: str
     words: tuple[str, ...]
-    """What makes it on the command line, after `bdh lens`; the model is added."""
+    """What makes it on the command line, after `bdh`; the model is added."""
     make: Callable[[], Panel]
 
 
@@ -66,8 +74,8 @@ def chapters(
         >>> from bdh.lens import inspect_text
         >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
         >>> found = inspect_text(model, b"The dragon", b"the lazy dog. " * 9)
-        >>> [chapter.words[0] for chapter in chapters(model, found, b"the lazy dog. " * 9)]
-        ['label', 'logits', 'attention', 'state', 'state', 'synapses', 'ledger', 'topology', 'topology']
+        >>> [" ".join(chapter.words[:2]) for chapter in chapters(model, found, b"the lazy dog. " * 9)][-4:]
+        ['lens topology', 'probe kinship', 'probe kinship', 'probe kinship']
     """
     c, last = model.config, model.config.n_layer - 1
     idx = model.as_ids(found.text)
@@ -99,37 +107,49 @@ def chapters(
             python=f"bdh.lens.topology.examine({wires}, sign={sign}, sizes=({edges},))",
         )
 
-    made = [Chapter("labels of the telling neurons", ("label", *map(str, telling)), labels)] if telling else []
+    made = [Chapter("labels of the telling neurons", ("lens", "label", *map(str, telling)), labels)] if telling else []
     made += [
-        Chapter("logit lens", ("logits", *typed), lambda: logit_panels.logit_panel(logit_lens(model, idx))),
+        Chapter("logit lens", ("lens", "logits", *typed), lambda: logit_panels.logit_panel(logit_lens(model, idx))),
         Chapter(
             "signed attention",
-            ("attention", *typed, "--level", str(last)),
+            ("lens", "attention", *typed, "--level", str(last)),
             lambda: logit_panels.attention_panel(signed_attention(model, idx, last)),
         ),
-        Chapter("energy", ("state", *typed), lambda: memory_panels.energy_panel(memory_energy(model, idx))),
+        Chapter("energy", ("lens", "state", *typed), lambda: memory_panels.energy_panel(memory_energy(model, idx))),
     ]
     if c.stdp.form != "trace" and idx.shape[1] > 1:  # there pairs of tokens write, of no one age
-        made.append(Chapter("span", ("state", *typed), lambda: memory_panels.span_panel(memory_span(model, idx))))
+        made.append(
+            Chapter("span", ("lens", "state", *typed), lambda: memory_panels.span_panel(memory_span(model, idx)))
+        )
     made += [
-        Chapter("synapses", ("synapses", *typed, "--level", str(last)), synapses),
+        Chapter("synapses", ("lens", "synapses", *typed, "--level", str(last)), synapses),
         Chapter(
             "ledger",
-            ("ledger", *typed, "--level", str(last)),
+            ("lens", "ledger", *typed, "--level", str(last)),
             lambda: memory_panels.reading_panel(explain_reading(model, idx, last, idx.shape[1] - 1)),
         ),
     ]
     if c.n_neurons <= MOST_WIRED:
         made += [
-            Chapter("wiring, positive half", ("topology", "--edges", str(edges)), lambda: wiring(1)),
-            Chapter("wiring, negative half", ("topology", "--edges", str(edges)), lambda: wiring(-1)),
+            Chapter("wiring, positive half", ("lens", "topology", "--edges", str(edges)), lambda: wiring(1)),
+            Chapter("wiring, negative half", ("lens", "topology", "--edges", str(edges)), lambda: wiring(-1)),
         ]
+    # one call for all: the false discovery rates go over every concept that is asked for
+    probed = cache(lambda: probe_together(model, [Concept.load(name) for name in CONCEPTS], signal=found.signal))
+    for number, name in enumerate(CONCEPTS):
+        made.append(Chapter(f"concept {name}", ("probe", *CONCEPTS), partial(_concept, probed, number)))
     if index is not None:
         made += [
-            Chapter(f"neuron {neuron}", ("neuron", str(neuron), "--index", str(index.path)), _page(index, neuron))
+            Chapter(
+                f"neuron {neuron}", ("lens", "neuron", str(neuron), "--index", str(index.path)), _page(index, neuron)
+            )
             for neuron in telling[:PAGES]
         ]
     return made
+
+
+def _concept(probed: Callable[[], tuple[Probe, ...]], number: int) -> Panel:
+    return probe_panel(probed()[number])
 
 
 def _page(index: Index, neuron: int) -> Callable[[], Panel]:
