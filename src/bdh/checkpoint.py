@@ -80,12 +80,19 @@ def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None) -> Pa
 
 def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write the model's files into an existing directory (no atomicity of its own)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_weights(model.state_dict(), model.config, directory, tokenizer)
+
+
+def write_weights(
+    weights: dict[str, Tensor], config: BDHConfig, directory: Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write the files of the model that has these weights."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    config = {"format": FORMAT, "model": model.config.to_dict(), "tokenizer": tokenizer.name if tokenizer else "bytes"}
+    about = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.name if tokenizer else "bytes"}
     if tokenizer and (definition := tokenizer.definition()) is not None:
         (directory / TOKENIZER).write_text(definition, encoding="utf-8")
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
