@@ -12,9 +12,12 @@ import pytest
 
 import bdh
 import bdh.bench
+import bdh.chat
 import bdh.compare
 import bdh.data
+import bdh.finetune
 import bdh.generate
+import bdh.lowrank
 import bdh.mechanisms
 import bdh.ops
 import bdh.train
@@ -41,6 +44,9 @@ RANK = {
     "bench": 5,
     "planning": 5,
     "compare": 5,
+    "lowrank": 3,
+    "chat": 5,
+    "finetune": 5,
     "arguments": 5,
     "parsing": 5,
     "cli": 6,
@@ -153,7 +159,8 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train):
+    rooms = (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train)
+    for module in (*rooms, bdh.chat, bdh.finetune, bdh.lowrank):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

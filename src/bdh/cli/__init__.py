@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from bdh import __version__
 from bdh.arguments import plan_defaults, pretrain_defaults, train_defaults
 from bdh.cli.looking import inspect
-from bdh.cli.speaking import convert, doctor, generate
+from bdh.cli.speaking import chat, convert, doctor, generate
 from bdh.cli.texts import prepare
 from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
+from bdh.cli.tuning import finetune, sft
 from bdh.parsing import Group, parse
 from bdh.train import NonFiniteError
 
@@ -24,7 +25,10 @@ ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "sft": sft,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect,
     "prepare": prepare,
     "plan": plan,

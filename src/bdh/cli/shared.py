@@ -18,10 +18,14 @@ def open_model(path: Path) -> BDH:
     return checkpoint.import_checkpoint(path) if path.is_file() else checkpoint.load(path)
 
 
+def facts_of(model: Path) -> dict[str, Any] | None:
+    """Return run.json of the run that a model is of; None if it is of none."""
+    return read_facts(model.resolve().parents[1] if model.parent.name == "checkpoints" else model)
+
+
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
-    in_run = model.parent.name == "checkpoints"
-    facts = None if dataset or data else read_facts(model.resolve().parents[1] if in_run else model)
+    facts = None if dataset or data else facts_of(model)
     if facts is not None:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
     # what is shown of texts, and what is measured on them, are bytes

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
+from bdh.data.templates import Prompting
 from bdh.data.tokenizers import Tokenizer
 from bdh.model import BDH, State
 
@@ -132,12 +133,13 @@ class Run:
         *,
         best: bool,
         tokenizer: Tokenizer | None = None,
+        asked: Prompting | None = None,
         states: Sequence[State | None] = (),
     ) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
         name = f"step-{progress['step']:08d}"
         with files.replacing_directory(self.checkpoints / name) as work:
-            checkpoint.write_model(model, work, tokenizer)
+            checkpoint.write_model(model, work, tokenizer, asked)
             save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
             for number, state in enumerate(states):
                 if state is not None:

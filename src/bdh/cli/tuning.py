@@ -1,0 +1,96 @@
+"""Commands that teach a model to answer: finetune, sft."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+from rich.console import Console
+
+from bdh import checkpoint
+from bdh import finetune as tuning
+from bdh.arguments import FLAT, FinetuneArgs, SftArgs
+from bdh.cli.shared import facts_of, json_text, open_model
+from bdh.data import load_examples
+from bdh.data.terminal import showing
+from bdh.lowrank import add_low_rank
+from bdh.train import Reporter, Run
+
+SHOWN = 3
+"""Held-out prompts whose answers are shown."""
+
+
+def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
+    """Teach a trained model to answer instructions: only answers are learned, each example from an empty memory."""
+    console = Console(stderr=args.json, highlight=False)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    config, run = args.train, Run(args.run_dir)
+    if run.last is not None and not args.resume:
+        raise ValueError(f"{run.path} holds a run already: add --resume to go on, or give another --out-dir")
+    model = open_model(args.model)
+    before = facts_of(args.model)
+    base = tuning.base_text(args.replay, before)
+    with showing(console) as told:
+        directory = tuning.prepared_examples(args.dataset, args.data, args.template, args.model, told)
+    corpus = load_examples(
+        directory,
+        config.block_size,
+        max_examples=args.max_examples,
+        replay=base if args.replay else None,
+        replay_share=args.replay_share,
+    )
+    tokenizer = checkpoint.load_tokenizer(args.model)
+    if tokenizer.definition() != corpus.tokenizer.definition():
+        raise ValueError(f"{directory} has other tokens than {args.model}: prepare it with the model's --tokenizer")
+    trained = model.config.n_parameters
+    if args.lora_rank is not None:
+        trained = add_low_rank(model, args.lora_rank, args.lora_alpha, seed=config.seed)
+    counts, held = corpus.info["examples"], tuning.filling(corpus, config)
+    assert corpus.prompting is not None
+    read = config.max_steps * config.grad_acc_steps * (config.batch_size - corpus.replay_rows(config.batch_size))
+    say(
+        f"{trained:,} of {model.config.n_parameters:,} parameters learn {counts['learned']:,} examples "
+        f"{read / counts['learned']:.1f} times, {counts['held_out']:,} are held out; at {config.block_size} tokens "
+        f"{counts['cut']:,} are cut and {counts['left_away']:,} left away; template {corpus.prompting.template}"
+    )
+    replayed = f", {100 * held['replay_of_scored']:.0f} % of what is learned is replay of {args.replay}"
+    say(f"{100 * held['padding']:.1f} % of a batch is padding{replayed if args.replay else ''}; run in {run.path}")
+    tuned = tuning.finetune(
+        model,
+        corpus,
+        config,
+        run,
+        Reporter(console),
+        {"text": before["text"] if before else None, "tuned_from": str(args.model.resolve()), "examples": corpus.info},
+        base=base,
+        base_block=before["train"]["block_size"] if before else None,
+    )
+    if args.json:
+        print(json_text({"run": str(run.path), "data": str(directory), **held, **tuned.to_dict()}))
+    else:
+        answering = checkpoint.load(run.path)
+        asked = tuning.answers(answering, tokenizer, list(corpus.held_out[:SHOWN]), corpus.end)
+        for prompt, expected, said in asked:
+            say(f"\n{prompt.rstrip()}\n> {said}\n(expected: {expected})")
+        say("")
+    say(f"held-out answers: {tuned.answer_bits[0]:.3f} -> {tuned.answer_bits[1]:.3f} bits/byte")
+    if tuned.base_bits is None or tuned.cost is None:
+        say("what it forgets was not measured: no text of its training is known; give one with --replay")
+    else:
+        say(
+            f"base text: {tuned.base_bits[0]:.4f} -> {tuned.base_bits[1]:.4f} bits/byte, cost {100 * tuned.cost:+.1f} %"
+        )
+    result = tuned.result
+    if result.interrupted:
+        say(f"stopped after step {result.step}, saved in {run.path}")
+        return 0 if result.interrupted == "SIGTERM" else 130
+    say(f"step {result.step} done in {result.seconds:.0f} s of training; talk to it with: bdh chat --model {run.path}")
+    return 0
+
+
+def sft(args: Annotated[SftArgs, FLAT]) -> int:
+    """Fine-tune on a few examples, for a first impression.
+
+    Everything else is as in bdh finetune, whose flags it has.
+    """
+    return finetune(args)
