@@ -14,8 +14,9 @@ from bdh.checkpoint import load_prompting
 from bdh.cli import main
 from bdh.data import Prompting, load_corpus, load_examples
 from bdh.data.prepare import Settings, prepare
-from bdh.finetune import answers, base_text, bits_per_byte, filling
+from bdh.finetune import answers, base_text, bits_per_byte, padding
 from bdh.train import Run
+from bdh.train.reading import Reading
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue"}
 ASKS = ("Colour of {}?", "Which colour has {}?", "Say how {} looks.", "And {}?", "Please, {}?", "{}?")
@@ -140,18 +141,26 @@ def test_files_of_instructions_are_prepared_by_the_way(place: Path, capsys: pyte
     assert facts["tuned_from"] == str(place / "model")
 
 
-def test_padding_and_the_share_of_replay_are_counted(place: Path) -> None:
-    base = load_corpus("base", data="base.txt")
-    corpus = load_examples(Path("data/colours"), 96, replay=base, replay_share=0.25)
+def test_padding_is_counted(place: Path) -> None:
+    corpus = load_examples(Path("data/colours"), 96)
     config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
-    found = filling(corpus, config)
     (batch,) = corpus.order("windows", seed=config.seed, batch_size=8, block_size=96, passes=1).passes(0)
     width = batch.idx.shape[1]
-    texts = [bytes(row.tolist()).rstrip(b"\0") for row in batch.idx[:6]]
-    padded = sum(width - len(text) for text in texts)
-    assert found["padding"] == pytest.approx(padded / (8 * width))
-    answered = sum(len(text.split(b"### Response:\n")[1]) + 1 for text in texts)
-    assert found["replay_of_scored"] == pytest.approx(2 * width / (2 * width + answered))
+    padded = sum(width - len(bytes(row.tolist()).rstrip(b"\0")) for row in batch.idx)
+    assert padding(corpus, config) == pytest.approx(padded / (8 * width))
+    assert padded
+
+
+def test_the_loss_of_a_step_is_that_of_answers_and_replay_by_their_shares(place: Path) -> None:
+    base = load_corpus("base", data="base.txt")
+    corpus = load_examples(Path("data/colours"), 96, replay=base, replay_share=0.25)
+    model = bdh.load("model")
+    config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
+    told, replayed = corpus.order("windows", seed=config.seed, batch_size=8, block_size=96, passes=1).passes(5)
+    expected = 0.75 * model(told.idx, told.targets)[1] + 0.25 * model(replayed.idx, replayed.targets)[1]
+    reading = Reading(model, corpus, config)
+    assert sum(loss * weight for loss, weight in reading.losses(5, {})).item() == pytest.approx(expected.item())
+    assert reading.tokens == 8 * told.idx.shape[1]
 
 
 def test_base_text_is_the_one_that_is_known(place: Path) -> None:

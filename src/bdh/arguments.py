@@ -117,7 +117,7 @@ class FinetuneArgs:
     replay: str | None = None
     """Text that the model was trained on (a path or a name), mixed in so that it is not forgotten."""
     replay_share: float = 0.25
-    """Share of the rows of a batch that replay gets."""
+    """Share of the rows of a batch, and of the loss, that replay gets."""
     lora_rank: int | None = None
     """Train changes of this rank instead of all weights."""
     lora_alpha: float = 16.0

@@ -128,20 +128,17 @@ def answers(
         yield prompt, expected, "".join(said)
 
 
-def filling(corpus: ExampleCorpus, config: TrainConfig) -> dict[str, float]:
-    """Return what the first batches hold: the share of padding, and of replay among the tokens that are learned."""
+def padding(corpus: ExampleCorpus, config: TrainConfig) -> float:
+    """Return the share of padding in the rows of the first steps."""
     shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
     order = corpus.order(config.batches, seed=config.seed, **shape)
-    replay = corpus.replay_rows(config.batch_size)
-    places = padding = scored = replayed = 0
+    places = found = 0
     for step in range(min(LOOKED_AT, config.max_steps)):
         for batch in order.passes(step):
-            there = batch.targets != NOT_SCORED
-            # the last scored target of a row is its end; what lies behind it is padding
-            behind = there.flip(1).cumsum(1) == 0
-            places, padding = places + there.numel(), padding + int(behind.sum())
-            scored, replayed = scored + int(there.sum()), replayed + int(there[config.batch_size - replay :].sum())
-    return {"padding": padding / places, "replay_of_scored": replayed / scored}
+            # the last scored target of a row is its end, or that of the row; what lies behind it is padding
+            behind = (batch.targets != NOT_SCORED).flip(1).cumsum(1) == 0
+            places, found = places + behind.numel(), found + int(behind.sum())
+    return found / places
 
 
 def prepared_examples(

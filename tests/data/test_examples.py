@@ -107,19 +107,25 @@ def test_passes_of_a_step_have_examples_of_their_own() -> None:
     assert len({int(row[1]) for step in (0, 1) for batch in order.passes(step) for row in batch.idx}) == 40
 
 
-def test_replay_rows_are_whole_windows_of_the_other_text(directory: Path) -> None:
+def test_replay_is_whole_windows_of_the_other_text_and_has_its_share_of_rows_and_loss(directory: Path) -> None:
     text = np.frombuffer(b"\0she sells sea shells by the sea shore. " * 40, np.uint8)
     corpus = load_examples(directory, 256, replay=Corpus("shells", text, text, separator=0), replay_share=0.25)
-    order = corpus.order("windows", seed=0, batch_size=8, block_size=256)
-    assert corpus.replay_rows(8) == 2
-    assert corpus.replay_rows(2) == 1
-    for step in range(5):
-        (batch,) = order.passes(step)
-        for row in range(8):
-            of_replay = bytes(batch.idx[row].tolist()) in bytes(text)
-            assert of_replay == (row >= 6)
-            assert bool((batch.targets[row] != NOT_SCORED).all()) == of_replay
-        assert torch.equal(batch.idx[6:, 1:], batch.targets[6:, :-1])
+    for rows, passes, of_replay in ((8, 1, 2), (2, 1, 1), (8, 2, 2)):
+        order = corpus.order("windows", seed=0, batch_size=rows, block_size=256, passes=passes)
+        for step in range(3):
+            batches = list(order.passes(step))
+            told, replayed = batches[:passes], batches[passes:]
+            assert sum(batch.weight for batch in replayed) == pytest.approx(0.25)
+            assert sum(batch.weight for batch in told) == pytest.approx(0.75)
+            scored = [int((batch.targets != NOT_SCORED).sum()) for batch in told]
+            for batch, count in zip(told, scored, strict=True):
+                assert batch.weight == pytest.approx(0.75 * count / sum(scored))
+            for one, other in zip(told, replayed, strict=True):
+                assert other.idx.shape == (of_replay, one.idx.shape[1])
+                assert len(one.idx) == rows - of_replay
+                assert torch.equal(other.idx[:, 1:], other.targets[:, :-1])
+                assert all(bytes(row.tolist()) in bytes(text) for row in other.idx)
+                assert not any(bytes(row.tolist()) in bytes(text) for row in one.idx)
 
 
 def test_examples_of_prepared_text(directory: Path) -> None:
@@ -151,7 +157,7 @@ def test_what_cannot_be_learned_is_refused_in_one_line(directory: Path, tmp_path
     with pytest.raises(CorpusError, match="batch_size=500: expected 1 to"):
         corpus.order("windows", seed=0, batch_size=500, block_size=64)
     with pytest.raises(CorpusError, match="beside 1 of replay; got 0"):
-        Examples(corpus.examples, 0, seed=0, batch_size=1, block_size=64, replay=corpus.train, replay_rows=1)
+        Examples(corpus.examples, 0, seed=0, batch_size=1, block_size=64, replay=corpus.train, replay_share=0.2)
     (tmp_path / "plain.txt").write_text("a cat\n<|endoftext|>\n" * 50 + "a dog\n<|endoftext|>\n" * 50)
     plain = prepare(str(tmp_path / "plain.txt"), Settings(out_dir=tmp_path / "plain", validation_share=0.5))
     with pytest.raises(CorpusError, match="learn plain text by bdh train"):

@@ -45,16 +45,18 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     trained = model.config.n_parameters
     if args.lora_rank is not None:
         trained = add_low_rank(model, args.lora_rank, args.lora_alpha, seed=config.seed)
-    counts, held = corpus.info["examples"], tuning.filling(corpus, config)
+    counts, padding = corpus.info["examples"], tuning.padding(corpus, config)
+    shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
+    per_epoch = corpus.order(config.batches, seed=config.seed, **shape).passes_per_epoch
     assert corpus.prompting is not None
-    read = config.max_steps * config.grad_acc_steps * (config.batch_size - corpus.replay_rows(config.batch_size))
     say(
         f"{trained:,} of {model.config.n_parameters:,} parameters learn {counts['learned']:,} examples "
-        f"{read / counts['learned']:.1f} times, {counts['held_out']:,} are held out; at {config.block_size} tokens "
-        f"{counts['cut']:,} are cut and {counts['left_away']:,} left away; template {corpus.prompting.template}"
+        f"{config.max_steps * config.grad_acc_steps / per_epoch:.1f} times, {counts['held_out']:,} are held out; at "
+        f"{config.block_size} tokens {counts['cut']:,} are cut and {counts['left_away']:,} left away; template "
+        f"{corpus.prompting.template}"
     )
-    replayed = f", {100 * held['replay_of_scored']:.0f} % of what is learned is replay of {args.replay}"
-    say(f"{100 * held['padding']:.1f} % of a batch is padding{replayed if args.replay else ''}; run in {run.path}")
+    replayed = f", {100 * args.replay_share:.0f} % of the loss is replay of {args.replay}" if args.replay else ""
+    say(f"{100 * padding:.1f} % of the rows is padding{replayed}; run in {run.path}")
     tuned = tuning.finetune(
         model,
         corpus,
@@ -66,7 +68,7 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
         base_block=before["train"]["block_size"] if before else None,
     )
     if args.json:
-        print(json_text({"run": str(run.path), "data": str(directory), **held, **tuned.to_dict()}))
+        print(json_text({"run": str(run.path), "data": str(directory), "padding": padding, **tuned.to_dict()}))
     else:
         answering = checkpoint.load(run.path)
         asked = tuning.answers(answering, tokenizer, list(corpus.held_out[:SHOWN]), corpus.end)

@@ -25,7 +25,7 @@ import torch
 from bdh.config import Order as Batches
 from bdh.data import shards, streams
 from bdh.data.corpora import Corpus, CorpusError, load_corpus
-from bdh.data.order import Batch, Order
+from bdh.data.order import Batch
 from bdh.data.streams import NOT_SCORED, Tokens, random_windows
 from bdh.data.templates import Prompting
 
@@ -79,18 +79,22 @@ class Examples:
     """The order in which examples are read: every one once an epoch, those of similar length together.
 
     An epoch shuffles all examples, sorts the shuffled list by length within every `POOL` batches, cuts it into batches
-    and shuffles these; examples that fill no whole batch wait for another epoch. Replay rows are windows of another
-    text, drawn at random and as long as the longest example beside them, and all of their tokens are learned.
+    and shuffles these; examples that fill no whole batch wait for another epoch.
+
+    Replay gives a share s of the rows of every batch to random windows of another text, as long as the longest example
+    beside them. They are a pass of their own, whose weight does not depend on how short the answers are:
+
+        loss = (1 - s) mean over tokens of answers + s mean over tokens of the windows
 
     Args:
         examples: what to read.
         separator: see `as_rows`.
         seed: of the order.
-        batch_size: B, replay rows included.
+        batch_size: rows of a batch, replay included.
         block_size: most tokens of a row.
-        passes: of one step; each has rows of its own.
+        passes: batches of one step; each has rows of its own.
         replay: (n,) tokens of the other text.
-        replay_rows: how many of the rows of a pass are replay.
+        replay_share: s; at least one row is replay.
 
     Raises:
         CorpusError: fewer examples than rows, or no row left for them.
@@ -106,8 +110,9 @@ class Examples:
         block_size: int,
         passes: int = 1,
         replay: Tokens | None = None,
-        replay_rows: int = 0,
+        replay_share: float = 0.0,
     ) -> None:
+        replay_rows = 0 if replay is None else max(1, round(replay_share * batch_size))
         self.rows = batch_size - replay_rows
         if not 1 <= self.rows <= len(examples):
             raise CorpusError(
@@ -115,24 +120,31 @@ class Examples:
                 f"{replay_rows} of replay; got {self.rows}"
             )
         self._examples, self._separator, self._block = examples, separator, block_size
-        self._seed, self._passes, self._replay, self._replay_rows = seed, passes, replay, replay_rows
+        self._seed, self._passes = seed, passes
+        self._replay, self._share, self._replay_rows = replay, replay_share, replay_rows
         self._lengths = np.minimum([len(example.tokens) + 1 for example in examples], block_size)
         self.passes_per_epoch = len(examples) // self.rows
         self._epoch = -1
 
     def passes(self, step: int) -> Iterator[Batch]:
-        """Yield what the passes of a step read."""
-        for number in range(step * self._passes, (step + 1) * self._passes):
-            epoch, at = divmod(number, self.passes_per_epoch)
-            self._begin(epoch)
-            chosen = [self._examples[i] for i in self._batches[at]]
-            idx, targets = as_rows(chosen, self._separator, self._block)
-            if self._replay_rows:
-                shape = {"batch_size": self._replay_rows, "block_size": idx.shape[1]}
-                assert self._replay is not None
-                more = random_windows(self._replay, seed=self._seed, step=number, **shape)
-                idx, targets = torch.cat([idx, more[0]]), torch.cat([targets, more[1]])
-            yield Batch(idx, targets, None)
+        """Yield what the passes of a step read: first the examples, then the replay."""
+        numbers = range(step * self._passes, (step + 1) * self._passes)
+        told = [self._examples_of(number) for number in numbers]
+        if self._replay is None:
+            yield from (Batch(idx, targets, None) for idx, targets in told)
+            return
+        scored = [int((targets != NOT_SCORED).sum()) for _, targets in told]
+        for (idx, targets), count in zip(told, scored, strict=True):
+            yield Batch(idx, targets, None, (1 - self._share) * count / sum(scored))
+        for number, (idx, _) in zip(numbers, told, strict=True):
+            shape = {"batch_size": self._replay_rows, "block_size": idx.shape[1]}
+            windows = random_windows(self._replay, seed=self._seed, step=number, **shape)
+            yield Batch(*windows, None, self._share / self._passes)
+
+    def _examples_of(self, number: int) -> streams.Batch:
+        epoch, at = divmod(number, self.passes_per_epoch)
+        self._begin(epoch)
+        return as_rows([self._examples[i] for i in self._batches[at]], self._separator, self._block)
 
     def _begin(self, epoch: int) -> None:
         if epoch == self._epoch:
@@ -160,7 +172,7 @@ class ExampleCorpus(Corpus):
     replay: Corpus | None = None
     """text whose training split is mixed in"""
     replay_share: float = 0.0
-    """share of the rows of a batch that it has"""
+    """share of the rows, and of the loss, that it has"""
 
     @property
     def opening(self) -> npt.NDArray[Any]:
@@ -173,17 +185,12 @@ class ExampleCorpus(Corpus):
         assert self.separator is not None
         return self.separator
 
-    def replay_rows(self, batch_size: int) -> int:
-        """Return how many rows of a batch are replay: at least one, if there is any."""
-        return max(1, round(self.replay_share * batch_size)) if self.replay else 0
-
-    def order(self, batches: Batches, **shape: Any) -> Order:
+    def order(self, batches: Batches, **shape: Any) -> Examples:
         """Return the order in which training reads it."""
         if batches != "windows":
             raise CorpusError(f"batches={batches!r}: expected windows: every example is a row; leave it away")
         replay = self.replay.train if self.replay else None
-        rows = self.replay_rows(shape["batch_size"])
-        return Examples(self.examples, self.end, replay=replay, replay_rows=rows, **shape)
+        return Examples(self.examples, self.end, replay=replay, replay_share=self.replay_share, **shape)
 
     def validation_windows(self, block_size: int, max_windows: int | None) -> streams.Batch:
         """Return held-out examples as rows, evenly spread."""
@@ -224,7 +231,7 @@ def load_examples(
         block_size: most tokens of a row.
         max_examples: learn from so many, the first ones.
         replay: text to mix in.
-        replay_share: share of rows for it.
+        replay_share: share of the rows and of the loss for it.
 
     Raises:
         CorpusError: there are no prompts in it, or the two texts have different tokens.

@@ -32,6 +32,8 @@ class Batch(NamedTuple):
     """(B, T) the tokens after them; `NOT_SCORED` where there is none."""
     fresh: Tensor | None
     """(B,) which rows begin anew; None where all do, at every pass."""
+    weight: float | None = None
+    """Share of the loss of the step; None: that of the scored tokens."""
 
 
 class Order(Protocol):

@@ -59,12 +59,13 @@ class Reading:
         return next(iter(self.order.passes(0))).idx
 
     def losses(self, step: int, tap: dict[str, Any]) -> Iterator[tuple[Tensor, float]]:
-        """Yield the loss of each pass of a step, and its weight: the share of the scored tokens that it has."""
+        """Yield the loss of each pass of a step, and its weight: by default the share of the scored tokens it has."""
         batches = list(self.order.passes(step))
         self.tokens += sum(batch.idx.numel() for batch in batches)
         scored = [int((batch.targets != NOT_SCORED).sum()) for batch in batches]
         for number, batch in enumerate(batches):
-            yield self._loss(number, batch, tap), scored[number] / sum(scored)
+            weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
+            yield self._loss(number, batch, tap), weight
 
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device
