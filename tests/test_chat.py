@@ -3,6 +3,9 @@
 import contextlib
 import io
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +115,24 @@ def test_a_conversation_continues_tomorrow(model: Path, tmp_path: Path, monkeypa
     assert later.nbytes == kept.nbytes
     assert abs(memory.stat().st_size - size) <= 8, "more than a longer number in the header"
     assert not torch.equal(later.rho[0], kept.rho[0])
+
+
+def test_ctrl_c_keeps_the_memory(model: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    words = ["chat", "--model", str(model), "--memory", str(memory), "--max-new-tokens", "5", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bdh", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"Hello\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["turn"] == "Hello"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert bdh.load_state(memory, bdh.load(model)).position > len(fill("newline", "Hello"))
 
 
 def test_memory_of_another_model_and_impossible_files_are_refused(

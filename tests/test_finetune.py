@@ -136,6 +136,8 @@ def test_files_of_instructions_are_prepared_by_the_way(place: Path, capsys: pyte
     assert "no text of its training is known" in out
     assert "### Response:" in out
     assert load_prompting("add") == Prompting("official", 0)
+    assert run("train", "--resume-from", "add") == 2
+    assert "add is a run of bdh finetune: go on with" in capsys.readouterr().err
     facts = json.loads(Path("add/run.json").read_text())
     assert facts["examples"]["examples"]["learned"] == 50
     assert facts["tuned_from"] == str(place / "model")

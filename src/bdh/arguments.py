@@ -184,6 +184,8 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
     stored = read_facts(named.run_dir) if given.resume_from else None
     if stored is None:
         return TrainArgs(model=model, train=train_preset(size), model_size=size)
+    if "tuned_from" in stored:
+        raise ValueError(f"{named.run_dir} is a run of bdh finetune: go on with bdh finetune and --resume")
     text = stored["text"]
     return TrainArgs(
         model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Conversation:
         self.state = state if state is not None else prefill(model, self._end)[1]
         """What was read, up to the end of the last answer."""
 
-    def reply(self, text: str, max_new_tokens: int = 500) -> Iterator[str]:
+    def reply(self, text: str, max_new_tokens: int = 500) -> Generator[str]:
         """Yield the answer in pieces that are whole characters, as it is made.
 
         Whenever the iterator is closed, what was said by then and an end token are part of the memory.

@@ -22,6 +22,7 @@ from bdh.data import (
     load_corpus,
     opening,
     shards,
+    subwords,
 )
 from bdh.data.corpora import PREPARED
 from bdh.data.hub import Told
@@ -160,7 +161,7 @@ def prepared_examples(
         raise CorpusError("expected one of --dataset (alpaca, dolly, NAME) and --data (a file, or what is prepared)")
     there = data or PREPARED / str(dataset)
     if not shards.is_prepared(there):
-        tokenizer = checkpoint.resolve(model) / checkpoint.TOKENIZER if model.is_dir() else None
+        tokenizer = checkpoint.resolve(model) / subwords.FILE if model.is_dir() else None
         tokens = str(tokenizer) if tokenizer and tokenizer.is_file() else "bytes"
         there = prepare(str(data or dataset), Settings(template=template or "newline", tokenizer=tokens), told)
     settings = shards.read_manifest(there)[0].get("settings", {})

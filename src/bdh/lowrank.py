@@ -79,7 +79,7 @@ def add_low_rank(model: BDH, rank: int, alpha: float = 16.0, *, seed: int = 0) -
         for name in MAPS:
             added.append(LowRank((c.n_head, c.n_embd, c.neurons_per_head), rank, alpha))
             parametrize.register_parametrization(model, name, added[-1].to(model.embed.weight))
-    model.register_state_dict_post_hook(_as_changed)
+    nn.Module.register_state_dict_post_hook(model, _as_changed)
     return sum(parameter.numel() for part in added for parameter in part.parameters())
 
 

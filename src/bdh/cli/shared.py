@@ -26,7 +26,7 @@ def facts_of(model: Path) -> dict[str, Any] | None:
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
     facts = None if dataset or data else facts_of(model)
-    if facts is not None:
+    if facts is not None and facts["text"]:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
     # what is shown of texts, and what is measured on them, are bytes
     if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
