@@ -12,10 +12,13 @@ import pytest
 
 import bdh
 import bdh.bench
+import bdh.chat
 import bdh.compare
 import bdh.data
 import bdh.evaluation
+import bdh.finetune
 import bdh.generate
+import bdh.lowrank
 import bdh.mechanisms
 import bdh.ops
 import bdh.train
@@ -44,6 +47,9 @@ RANK = {
     "evaluation": 5,
     "planning": 5,
     "compare": 5,
+    "lowrank": 3,
+    "chat": 5,
+    "finetune": 5,
     "arguments": 5,
     "parsing": 5,
     "cli": 6,
@@ -160,17 +166,8 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (
-        bdh.bench,
-        bdh.compare,
-        bdh.evaluation,
-        bdh.lens,
-        bdh.generate,
-        bdh.mechanisms,
-        bdh.ops,
-        bdh.data,
-        bdh.train,
-    ):
+    rooms = (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train)
+    for module in (*rooms, bdh.chat, bdh.evaluation, bdh.finetune, bdh.lowrank):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

@@ -19,6 +19,7 @@ from torch import Tensor
 from bdh.config import BDHConfig
 from bdh.data.subwords import FILE as TOKENIZER
 from bdh.data.subwords import read_tokenizer
+from bdh.data.templates import Prompting
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
 from bdh.files import replacing_directory, replacing_file
 from bdh.model import BDH, State
@@ -43,7 +44,7 @@ def _empty(config: BDHConfig) -> BDH:
         return BDH(config)
 
 
-def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None) -> Path:
+def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None, asked: Prompting | None = None) -> Path:
     """Write a model to the directory `path`: model.safetensors, config.json, and tokenizer.json if there is one.
 
     A model that stands there already is replaced; anything else is not.
@@ -52,6 +53,7 @@ def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None) -> Pa
         model: what to write.
         path: a directory.
         tokenizer: what its tokens are; None: bytes.
+        asked: how it was taught to be asked, if it was.
 
     Returns:
         The directory.
@@ -74,22 +76,27 @@ def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None) -> Pa
     if others:
         raise ValueError(f"{target} holds other files ({min(others)}, ...): choose a new directory for the model")
     with replacing_directory(target) as work:
-        write_model(model, work, tokenizer)
+        write_model(model, work, tokenizer, asked)
     return target
 
 
-def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None = None) -> None:
+def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None, asked: Prompting | None = None) -> None:
     """Write the model's files into an existing directory (no atomicity of its own)."""
-    write_weights(model.state_dict(), model.config, directory, tokenizer)
+    write_weights(model.state_dict(), model.config, directory, tokenizer, asked)
 
 
 def write_weights(
-    weights: dict[str, Tensor], config: BDHConfig, directory: Path, tokenizer: Tokenizer | None = None
+    weights: dict[str, Tensor],
+    config: BDHConfig,
+    directory: Path,
+    tokenizer: Tokenizer | None = None,
+    asked: Prompting | None = None,
 ) -> None:
     """Write the files of the model that has these weights."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     about = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.name if tokenizer else "bytes"}
+    about |= asked.to_dict() if asked else {}
     if tokenizer and (definition := tokenizer.definition()) is not None:
         (directory / TOKENIZER).write_text(definition, encoding="utf-8")
     (directory / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -147,6 +154,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if name != TOKENIZER:
         raise CheckpointError(f"{directory / CONFIG}: tokenizer {name!r}: expected {ByteTokenizer.name} or {TOKENIZER}")
     return read_tokenizer(directory / TOKENIZER)
+
+
+def load_prompting(path: str | Path) -> Prompting | None:
+    """Read how a model was taught to be asked, with `path` as for `load_tokenizer`; None if it was not.
+
+    Raises:
+        CheckpointError: no such model, or a template that is not known.
+    """
+    content = {} if Path(path).is_file() else _read_json(file := resolve(path) / CONFIG)
+    try:
+        return Prompting.from_dict(content)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def resolve(path: str | Path) -> Path:

@@ -366,3 +366,13 @@ PRETRAINING: dict[str, Any] = {
     "clip": "adaptive",
     "grad_clip": 0.01,
 }
+
+# small steps, no pull towards zero, and rows that hold most examples of Alpaca in bytes
+FINETUNING: dict[str, Any] = {
+    "block_size": 512,
+    "learning_rate": 1e-3,
+    "warmup_steps": 50,
+    "max_steps": 1000,
+    "weight_decay": 0.0,
+    "eval_interval": 100,
+}

@@ -16,9 +16,10 @@ from bdh.cli.evaluating import run_eval
 from bdh.cli.lens import LENS
 from bdh.cli.looking import inspect
 from bdh.cli.probing import probe
-from bdh.cli.speaking import convert, doctor, generate
+from bdh.cli.speaking import chat, convert, doctor, generate
 from bdh.cli.texts import prepare
 from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
+from bdh.cli.tuning import finetune, sft
 from bdh.parsing import Group, parse
 from bdh.train import NonFiniteError
 
@@ -27,7 +28,10 @@ ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "sft": sft,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect,
     "probe": probe,
     "lens": LENS,

@@ -50,7 +50,7 @@ def window_of(model: Path) -> int:
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
     facts = None if dataset or data else run_facts(model)
-    if facts is not None:
+    if facts is not None and facts["text"]:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
     check_bytes(model)
     corpus = load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))

@@ -9,7 +9,7 @@ Shapes: B rows of a batch, T tokens of a window (`block_size`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,15 @@ class Batch(NamedTuple):
     """(B, T) the tokens after them; `NOT_SCORED` where there is none."""
     fresh: Tensor | None
     """(B,) which rows begin anew; None where all do, at every pass."""
+    weight: float | None = None
+    """Share of the loss of the step; None: that of the scored tokens."""
+
+
+class Order(Protocol):
+    """A pure function of the step."""
+
+    def passes(self, step: int) -> Iterator[Batch]:
+        """Yield what the passes of a step read."""
 
 
 class RandomWindows:

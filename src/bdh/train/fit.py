@@ -131,6 +131,7 @@ class Training:
         self.saved_step, self.saved_best = -1, False
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
+        self.tokens_before = 0
 
     def fit(self) -> Result:
         if self.device.type == "cpu":
@@ -141,7 +142,7 @@ class Training:
             self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
         self.reporter.note(f"trains with {self.path}")
         first, c = self.step, self.config
-        self.seconds_before = self.seconds
+        self.seconds_before, self.tokens_before = self.seconds, self.reading.tokens
         self.reporter.start(first, c.max_steps)
         with stop_requests() as stop:
             try:
@@ -227,7 +228,7 @@ class Training:
         self.best = min(self.best, self.val_loss)
         record = {
             "step": self.step,
-            "tokens": self.step * self.config.tokens_per_step,
+            "tokens": self.reading.tokens,
             "train_seconds": round(self.seconds, 3),
             "val_loss": self.val_loss,
             "val_bits_per_byte": self.val_loss / math.log(2) / self.corpus.bytes_per_token,
@@ -242,12 +243,12 @@ class Training:
         c = self.config
         record = {
             "step": self.step,
-            "tokens": self.step * c.tokens_per_step,
+            "tokens": self.reading.tokens,
             "train_loss": loss.item(),
             **{f"{name}_loss": value.item() for name, value in self.activity.now.items()},
             "learning_rate": learning_rate(self.step - 1, c),
             "grad_norm": norm.item(),
-            "tokens_per_s": steps_done * c.tokens_per_step / (self.seconds - self.seconds_before),
+            "tokens_per_s": (self.reading.tokens - self.tokens_before) / (self.seconds - self.seconds_before),
             "train_seconds": round(self.seconds, 3),
             "peak_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else process.peak(),
         }
@@ -266,7 +267,12 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         snapshot = Snapshot.take(
-            self.model, self.optimizer, progress, tokenizer=self.corpus.tokenizer, states=self.reading.states
+            self.model,
+            self.optimizer,
+            progress,
+            tokenizer=self.corpus.tokenizer,
+            asked=self.corpus.prompting,
+            states=self.reading.states,
         )
         self.run.save(snapshot)
         self.saved_step = self.step
@@ -281,6 +287,7 @@ class Training:
             if before != now:
                 raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")
         self.step, self.best = progress["step"], progress["best_val_loss"]
+        self.reading.tokens = self.step * self.config.tokens_per_step  # at most, where rows are of different lengths
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:
@@ -288,9 +295,8 @@ class Training:
         self.saved_step, self.saved_best = self.step, progress["best"]
 
     def _sample(self) -> str:
-        corpus = self.corpus
-        first = torch.tensor([[10 if corpus.separator is None else corpus.separator]], device=self.device)
-        decoder = corpus.tokenizer.decoder()
+        first = torch.as_tensor(self.corpus.opening, dtype=torch.int64, device=self.device)[None]
+        decoder = self.corpus.tokenizer.decoder()
         tokens = self.model.stream(first, SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed)
         return "".join(decoder.push(token.tolist()) for token in tokens) + decoder.flush()
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bdh import ops
 from bdh.config import BDHConfig, TrainConfig
-from bdh.data import Batch, Corpus, DocumentStreams, RandomWindows, cut_documents, document_starts, scored_share
+from bdh.data import Batch, Corpus
+from bdh.data.streams import NOT_SCORED
 from bdh.model import BDH, State, cross_entropy
 
 
@@ -46,16 +47,11 @@ class Reading:
         check_reading(model.config, config)
         self.model, self.config = model, config
         shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
-        self.order: RandomWindows | DocumentStreams
-        if config.batches == "windows":
-            self.order = RandomWindows(corpus.train, seed=config.seed, **shape)
-        else:
-            starts = document_starts(corpus.train, corpus.separator)
-            if config.carry is not None:
-                starts = cut_documents(starts, len(corpus.train), config.carry * config.block_size)
-            self.order = DocumentStreams(corpus.train, starts, seed=config.seed, **shape)
+        self.order = corpus.order(config.batches, carry=config.carry, seed=config.seed, **shape)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass, after the last step; None before the first, and where nothing is carried."""
+        self.tokens = 0
+        """Read so far, padding included."""
         self._loss_of: Any = torch.compile(model) if config.compile else model
 
     def first(self) -> Tensor:
@@ -63,11 +59,13 @@ class Reading:
         return next(iter(self.order.passes(0))).idx
 
     def losses(self, step: int, tap: dict[str, Any]) -> Iterator[tuple[Tensor, float]]:
-        """Yield the loss of each pass of a step, and its weight: the share of the scored tokens that it has."""
+        """Yield the loss of each pass of a step, and its weight: by default the share of the scored tokens it has."""
         batches = list(self.order.passes(step))
-        scored = [scored_share(batch.targets) for batch in batches]
+        self.tokens += sum(batch.idx.numel() for batch in batches)
+        scored = [int((batch.targets != NOT_SCORED).sum()) for batch in batches]
         for number, batch in enumerate(batches):
-            yield self._loss(number, batch, tap), scored[number] / sum(scored)
+            weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
+            yield self._loss(number, batch, tap), weight
 
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device
