@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 
@@ -83,6 +84,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+@cache  # it can only be read by changing it, which other threads would see
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

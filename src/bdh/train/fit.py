@@ -24,7 +24,7 @@ from bdh.train.losses import ActivityLosses
 from bdh.train.reading import Reading
 from bdh.train.report import Reporter
 from bdh.train.run import Run
-from bdh.train.saving import Snapshot, restore, restore_states
+from bdh.train.saving import Background, Snapshot, restore, restore_states
 from bdh.train.schedule import learning_rate
 from bdh.train.setup import make_optimizer, pick_device, pick_dtype
 from bdh.train.stopping import stop_requests
@@ -129,6 +129,7 @@ class Training:
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
         self.saved_step, self.saved_best = -1, False
+        self.saving = Background()
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
         self.tokens_before = 0
@@ -144,7 +145,7 @@ class Training:
         first, c = self.step, self.config
         self.seconds_before, self.tokens_before = self.seconds, self.reading.tokens
         self.reporter.start(first, c.max_steps)
-        with stop_requests() as stop:
+        with stop_requests() as stop, self.saving:
             try:
                 if self.step == 0:
                     self._calibrate()
@@ -209,6 +210,7 @@ class Training:
         return norm
 
     def _non_finite_message(self, loss: Tensor, norm: Tensor) -> str:
+        self.saving.wait()
         kept = self.run.last
         return (
             f"step {self.step}: loss {loss.item():g}, gradient norm {norm.item():g}: expected finite numbers. "
@@ -223,7 +225,9 @@ class Training:
         with self._autocast():
             self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size)
         if not math.isfinite(self.val_loss):
-            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
+            self.saving.wait()
+            kept = self.run.last or "none yet"
+            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last good checkpoint: {kept}")
         improved = self.val_loss < self.best
         self.best = min(self.best, self.val_loss)
         record = {
@@ -266,15 +270,17 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        snapshot = Snapshot.take(
-            self.model,
-            self.optimizer,
-            progress,
-            tokenizer=self.corpus.tokenizer,
-            asked=self.corpus.prompting,
-            states=self.reading.states,
-        )
-        self.run.save(snapshot)
+        self.saving.wait()  # before the copy is made: there is never more than one
+        with returning_freed_memory():
+            snapshot = Snapshot.take(
+                self.model,
+                self.optimizer,
+                progress,
+                tokenizer=self.corpus.tokenizer,
+                asked=self.corpus.prompting,
+                states=self.reading.states,
+            )
+        self.saving.start(self.run.save, snapshot)
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:

@@ -142,8 +142,8 @@ class Run:
         """Make the directory what it was when the checkpoint of `step` had been written (-1: nothing yet).
 
         Metrics and samples after it are dropped, since the resumed run writes them again. Newer checkpoints, which
-        are damaged, are set aside; what a killed process left half written goes; `last`, and `best` if it is the best,
-        name that checkpoint, which a process killed at that moment had not yet written.
+        are damaged, are set aside; what a killed process left half written goes, and what it had not come to is done:
+        `last`, and `best` if it is the best, name that checkpoint, and older ones go.
         """
         for directory in self.kept():
             if _number(directory) > step:
@@ -179,14 +179,15 @@ class Run:
             with files.replacing_directory(self.checkpoints / name) as work:
                 snapshot.write(work)
             self._point(name, best=snapshot.progress["best"])
+
+    def _point(self, name: str, *, best: bool) -> None:
+        """Let `last` (and `best`) name a checkpoint; older ones beyond `KEEP` go."""
+        for pointer in ("last", "best") if best else ("last",):
+            files.write_text(self.checkpoints / pointer, name + "\n")
         pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
         for old in self.kept()[:-KEEP]:
             if old not in pointed:
                 shutil.rmtree(old, ignore_errors=True)
-
-    def _point(self, name: str, *, best: bool) -> None:
-        for pointer in ("last", "best") if best else ("last",):
-            files.write_text(self.checkpoints / pointer, name + "\n")
 
     @contextmanager
     def _explained(self, path: Path) -> Iterator[None]:
