@@ -52,6 +52,8 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield work
         for file in work.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # some libraries make private files
             sync(file)
         sync(work)
         work.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
