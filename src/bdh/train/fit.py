@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bdh.data import Corpus
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
 from bdh.train.clipping import clip_gradients
+from bdh.train.distributed import ALONE, World
 from bdh.train.losses import ActivityLosses
 from bdh.train.reading import Reading
 from bdh.train.report import Reporter
@@ -61,11 +63,13 @@ def fit(
     run: Run,
     reporter: Reporter | None = None,
     facts: dict[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Result:
     """Train `model` on `corpus`, going on from the newest checkpoint of `run` if there is one.
 
     Data order and dropout are pure functions of (seed, step), so a resumed run takes the same steps as an
-    uninterrupted one, bit for bit on a CPU.
+    uninterrupted one, bit for bit on a CPU. Several processes take, up to rounding, the steps of one that reads the
+    same `batch_size` rows alone, if there is no dropout: each draws its own.
 
     Args:
         model: trained in place.
@@ -74,6 +78,7 @@ def fit(
         run: where metrics and checkpoints go.
         reporter: what to show; None for the default.
         facts: what else run.json should tell.
+        world: the processes that share the work, see `bdh.train.joined`.
 
     Returns:
         How it ended.
@@ -81,19 +86,30 @@ def fit(
     Raises:
         ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit.
         NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
+        LostRankError: another process died, or does not answer.
     """
-    training = Training(model, corpus, config, run, reporter or Reporter())
+    training = Training(model, corpus, config, run, reporter or Reporter(), world)
     if run.last is not None:
         training.resume(run.last)
+    training.world.wait()
     # only now is it known that the run may go on with these settings
-    run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
+    if training.world.first:
+        run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
     return training.fit()
 
 
 class Training:
     """The objects of one call of `fit`; `bdh plan` times its steps."""
 
-    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        model: BDH,
+        corpus: Corpus,
+        config: TrainConfig,
+        run: Run,
+        reporter: Reporter,
+        world: World = ALONE,
+    ) -> None:
         corpus.require(config.block_size, model.config.vocab_size)
         if not model.config.released and config.backend in ("native", "tiled"):
             raise ValueError(
@@ -109,8 +125,9 @@ class Training:
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.model, self.corpus, self.config, self.run, self.reporter = model, corpus, config, run, reporter
+        self.world = world
         model.to(self.device)
-        shape, tokens = model.config, config.batch_size * config.block_size
+        shape, tokens = model.config, config.batch_size // self.world.size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
         if config.bptt == "none" or config.batches == "streams":
@@ -121,19 +138,22 @@ class Training:
         self.activity = ActivityLosses(shape, config)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.reading = Reading(model, corpus, config)
+        self.reading = Reading(model, corpus, config, self.world)
         # the text itself counts on resume, not the name of the place it was read from
         self.text_hashes = list(corpus.hashes)
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
         self.saved_step = -1
+        self.unsound = torch.zeros(1)
+        """Which ranks had a loss or gradient that is no finite number at the last step."""
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
 
     def fit(self) -> Result:
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.run.rewind(self.step if self.saved_step >= 0 else -1)
+        if self.world.first:
+            self.run.rewind(self.step if self.saved_step >= 0 else -1)
         probe = self.val[0][:DENSITY_WINDOWS]
         with returning_freed_memory():
             self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
@@ -141,12 +161,13 @@ class Training:
         first, c = self.step, self.config
         self.seconds_before = self.seconds
         self.reporter.start(first, c.max_steps)
-        with stop_requests() as stop:
+        stop = ""
+        with stop_requests(patient=self.world.size > 1) as asked:
             try:
                 if self.step == 0:
                     self._calibrate()
                     self._evaluate()
-                while self.step < c.max_steps and not stop:
+                while self.step < c.max_steps and not (stop := self._stop(asked)):
                     started = time.perf_counter()
                     loss, norm = self._optimizer_step()
                     self.seconds += time.perf_counter() - started
@@ -157,13 +178,18 @@ class Training:
                     due = self.step % c.save_every == 0 or last
                     if due or improved:
                         self._save(best=improved)
-                    if due:
+                    if due and self.world.first:
                         self.run.add_sample(self.step, self._sample())
                 if stop and self.saved_step != self.step:
                     self._save(best=False)
             finally:
                 self.reporter.stop()
-        return Result(self.step, self.val_loss, self.best, stop[0] if stop else None, self.seconds)
+        return Result(self.step, self.val_loss, self.best, stop or None, self.seconds)
+
+    def _stop(self, asked: list[str]) -> str:
+        """Return the signal by which any of the processes was asked to stop; all hear the same."""
+        found = self.world.largest(signal.Signals[asked[0]] if asked else 0)
+        return signal.Signals(found).name if found else ""
 
     def _calibrate(self) -> None:
         """Set the thresholds of spiking neurons on the first batch."""
@@ -176,7 +202,7 @@ class Training:
         return loss, self.update(loss)
 
     def accumulate(self) -> Tensor:
-        """Add up the gradients of one step, and return the mean training loss."""
+        """Add up the gradients of one step, those of all processes, and return the mean training loss."""
         self.model.train()
         total = torch.zeros((), device=self.device)
         tap = {"tap": self.activity} if self.activity.wanted else {}
@@ -186,7 +212,18 @@ class Training:
                 with torch.autocast(self.device.type, enabled=False):
                     self.scaler.scale((loss + self.activity.total()) * weight).backward()
                 total += loss.detach() * weight
+        self._add_up(total)
         return total
+
+    def _add_up(self, total: Tensor) -> None:
+        """Replace gradients, loss and what slow parts observed by the sums over the processes."""
+        if self.world.size == 1:
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        sound = total.isfinite() & torch.nn.utils.get_total_norm(gradients).isfinite()
+        self.unsound = total.new_zeros(self.world.size)
+        self.unsound[self.world.rank] = ~sound
+        self.world.add_up([*gradients, total, self.unsound, *self.model.parts.observed()])
 
     def update(self, total: Tensor) -> Tensor:
         """Move the weights by the gradients of a step, and return the norm of these before clipping."""
@@ -207,8 +244,10 @@ class Training:
 
     def _non_finite_message(self, loss: Tensor, norm: Tensor) -> str:
         kept = self.run.last
+        ranks = self.unsound.nonzero().flatten().tolist()
+        where = f" on rank {', '.join(map(str, ranks))} of {self.world.size}" if ranks else ""
         return (
-            f"step {self.step}: loss {loss.item():g}, gradient norm {norm.item():g}: expected finite numbers. "
+            f"step {self.step}: loss {loss.item():g}, gradient norm {norm.item():g}{where}: expected finite numbers. "
             f"The step was not taken; last good checkpoint: {kept or 'none yet'}. "
             f"Try a lower --learning-rate (now {self.config.learning_rate:g}) or --grad-clip"
         )
@@ -218,11 +257,13 @@ class Training:
         """Measure on the fixed windows, and return whether the loss is the best so far."""
         self.model.eval()
         with self._autocast():
-            self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size)
+            self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size, world=self.world)
         if not math.isfinite(self.val_loss):
             raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
         improved = self.val_loss < self.best
         self.best = min(self.best, self.val_loss)
+        if not self.world.first:
+            return improved
         record = {
             "step": self.step,
             "tokens": self.step * self.config.tokens_per_step,
@@ -238,6 +279,8 @@ class Training:
 
     def _log(self, loss: Tensor, norm: Tensor, steps_done: int) -> None:
         c = self.config
+        if not self.world.first:
+            return
         record = {
             "step": self.step,
             "tokens": self.step * c.tokens_per_step,
@@ -262,9 +305,12 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        self.run.save(
-            self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer, states=self.reading.states
-        )
+        states = self.reading.remembered()
+        if self.world.first:
+            self.run.save(
+                self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer, states=states
+            )
+        self.world.wait()
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
@@ -280,7 +326,7 @@ class Training:
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:
-            self.reading.states = restore_states(directory, self.config.grad_acc_steps, self.device)
+            self.reading.remember(restore_states(directory, self.config.grad_acc_steps, self.device))
         self.saved_step = self.step
 
     def _sample(self) -> str:
@@ -298,5 +344,6 @@ class Training:
         """Seed the dropout of this step, and give the caller's random state back afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self.config.seed * _SPREAD + self.step) % 2**63)
+            # far beyond any number of steps, so that no two ranks share a stream either
+            torch.manual_seed((self.config.seed * _SPREAD + self.step + (self.world.rank << 48)) % 2**63)
             yield
