@@ -2,6 +2,7 @@
 
 from bdh.train.distributed import LostRankError, World, joined
 from bdh.train.fit import NonFiniteError, Result, fit
+from bdh.train.neurons import NeuronShard
 from bdh.train.report import Reporter
 from bdh.train.run import Run
 from bdh.train.schedule import learning_rate
@@ -9,6 +10,7 @@ from bdh.train.setup import make_optimizer, pick_device, pick_dtype
 
 __all__ = [
     "LostRankError",
+    "NeuronShard",
     "NonFiniteError",
     "Reporter",
     "Result",

@@ -65,7 +65,7 @@ class World:
         for _, same in groupby(sorted(tensors, key=lambda t: str(t.dtype)), key=lambda t: t.dtype):
             parts = list(same)
             flat = torch.cat([part.flatten() for part in parts])
-            with self._together():
+            with self.together():
                 dist.all_reduce(flat)
             for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
                 part.copy_(total.view_as(part))
@@ -75,7 +75,7 @@ class World:
         if self.size == 1:
             return number
         found = torch.tensor(number)
-        with self._together():
+        with self.together():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
@@ -84,7 +84,7 @@ class World:
         if self.size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.size)]
-        with self._together():
+        with self.together():
             dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
@@ -93,7 +93,12 @@ class World:
         self.largest(0)
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
+        """Tell what is wrong if a message between ranks inside a `with` fails.
+
+        Raises:
+            LostRankError: it did.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -127,7 +132,7 @@ def joined(patience: float = PATIENCE) -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    with world._together():
+    with world.together():
         dist.init_process_group(backend, timeout=timedelta(seconds=patience))
     try:
         yield world
