@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -93,6 +93,10 @@ class PlanArgs(Shape):
 
     run: Path | None = None
     """Compare the plan of this run directory with what was measured there; the run has all other settings."""
+    devices: int = 1
+    """Plan for so many equal devices: what each holds, and sends per step."""
+    parallel: Literal["data", "neurons", "fsdp"] = "data"
+    """What several devices share out: rows of the batch, neurons, or rows with weights in pieces."""
     calibrate: bool = True
     """Time some steps on this machine; --no-calibrate answers at once."""
     json: bool = False

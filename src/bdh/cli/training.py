@@ -98,6 +98,14 @@ def plan(args: Annotated[PlanArgs, FLAT]) -> int:
         return 0
     say = functools.partial(errors.print, markup=False, soft_wrap=True)
     train = args.training(lambda: load_corpus(args.dataset, data=args.data, progress=say))
+    if args.devices != 1:
+        each = planning.on_devices(args.model, train, args.devices, args.parallel)
+        if args.json:
+            print(json_text({"devices": each.to_dict()}))
+        else:
+            console.print(f"{args.size_name}: {args.model.n_parameters:,} parameters\n")
+            planning.print_devices(each, console)
+        return 0
     needed = planning.make(args.model, train)
     speeds = _speeds(args.model, train, planning.TRAINED, errors) if args.calibrate else {}
     if args.json:

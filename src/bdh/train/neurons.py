@@ -1,8 +1,8 @@
 """A model whose neurons are shared out over processes, for models and states that do not fit one device.
 
 Everything that is large has n in its shape and is cut along it: the maps (n d each), the state (n d per level and
-sequence), the activity (n per token and level). What the processes tell each other has not: with v, the residual stream,
-on all of them,
+sequence), the activity (n per token and level). What the processes tell each other has not: with v, the residual
+stream, on all of them,
 
     read    a = sum over ranks of rho_r x_r                    (B, T, D) per head, only where heads are cut
     write   (x * y) E = sum over ranks of (x_r * y_r) E_r      (B, T, D)
@@ -51,9 +51,7 @@ class Share:
         if not c.released:
             raise ValueError("neurons are shared out of a model without mechanisms: expected variant bdh")
         if c.n_head % size and size % c.n_head:
-            raise ValueError(
-                f"{size} processes: expected a divisor or a multiple of n_head={c.n_head}, which they share"
-            )
+            raise ValueError(f"{size} processes: expected a divisor or a multiple of n_head={c.n_head}, to share out")
         if c.mlp_internal_dim_multiplier % size or c.neurons_per_head % (2 * self.ranks_per_head):
             raise ValueError(
                 f"{size} processes: expected a divisor of mlp_internal_dim_multiplier={c.mlp_internal_dim_multiplier} "
@@ -141,7 +139,7 @@ class NeuronShard(BDH):
         return shard.train(model.training)
 
     def share_gradients(self) -> None:
-        """Make the gradients those of the whole model; call it after each backward pass, before the next."""
+        """Make the gradients those of the whole model; call it once per step, after the last backward pass."""
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.grad is not None:
