@@ -74,6 +74,8 @@ class TrainArgs(Shape):
     """Run directory; by default runs/DATASET-SIZE, with the variant behind if it is not bdh."""
     resume_from: str | None = None
     """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
+    parallel: Literal["data", "fsdp"] = "data"
+    """What processes started by torchrun share out: rows of the batch, or with fsdp also weights and moments."""
     json: bool = False
     """Print the result as one JSON line; progress goes to stderr."""
 

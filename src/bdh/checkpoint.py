@@ -91,6 +91,11 @@ def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None = None)
     """Write the model's files into an existing directory (no atomicity of its own)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    write_config(model, directory, tokenizer)
+
+
+def write_config(model: BDH, directory: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write all files of a model but its weights into an existing directory."""
     config = {"format": FORMAT, "model": model.config.to_dict(), "tokenizer": tokenizer.name if tokenizer else "bytes"}
     if tokenizer and (definition := tokenizer.definition()) is not None:
         (directory / TOKENIZER).write_text(definition, encoding="utf-8")
@@ -111,7 +116,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
         CheckpointError: missing, truncated or foreign files, or tensors that do not fit the config.
     """
     directory = resolve(path)
-    config = _read_config(directory / CONFIG)
+    config = read_config(directory)
     weights = directory / WEIGHTS
     try:
         with safe_open(weights, framework="pt", device=str(device)) as file:
@@ -187,7 +192,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(file: Path) -> BDHConfig:
+def read_config(directory: Path) -> BDHConfig:
+    """Return the shape of the model in a directory.
+
+    Raises:
+        CheckpointError: config.json is missing or damaged.
+    """
+    file = directory / CONFIG
     content = _read_json(file)
     try:
         return BDHConfig.from_dict(content["model"])

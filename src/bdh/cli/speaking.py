@@ -8,6 +8,7 @@ from pathlib import Path
 from bdh import checkpoint, ops
 from bdh import generate as generation
 from bdh.cli.shared import json_text, open_model
+from bdh.train import sharding
 from bdh.train.run import environment
 
 
@@ -70,15 +71,22 @@ def generate(
 
 
 def convert(source: Path, out: Path, /, n_layer: int | None = None) -> int:
-    """Turn an official or community .pt checkpoint into a model directory; no code in the file is run.
+    """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code is run.
 
     Args:
-        source: the .pt file.
+        source: the .pt file; or a checkpoint of bdh train --parallel fsdp, or its run directory.
         out: directory to write.
         n_layer: number of levels, when the file does not say.
     """
-    model = checkpoint.import_checkpoint(source, n_layer=n_layer)
-    checkpoint.save(model, out)
+    tokenizer = None
+    if source.is_dir():
+        directory = checkpoint.resolve(source)
+        if not sharding.is_sharded(directory):
+            raise ValueError(f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp")
+        model, tokenizer = sharding.merge(directory), checkpoint.load_tokenizer(directory)
+    else:
+        model = checkpoint.import_checkpoint(source, n_layer=n_layer)
+    checkpoint.save(model, out, tokenizer)
     print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
     return 0
 

@@ -27,7 +27,7 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh train ...
     """
-    with joined() as world:
+    with joined(sharded=args.parallel == "fsdp") as world:
         try:
             return _train(args, world)
         except NonFiniteError:

@@ -39,6 +39,8 @@ class World:
     """Number of this process, from 0."""
     size: int = 1
     """How many there are."""
+    sharded: bool = False
+    """Whether each holds a part of the weights, gradients and moments (FSDP) instead of a copy of all."""
 
     @property
     def first(self) -> bool:
@@ -113,13 +115,14 @@ ALONE = World()
 
 
 @contextmanager
-def joined(patience: float = PATIENCE) -> Iterator[World]:
+def joined(patience: float = PATIENCE, *, sharded: bool = False) -> Iterator[World]:
     """Join the processes that torchrun has started, and leave them at the end; without torchrun, be alone.
 
     They talk through gloo between CPUs and NCCL between GPUs, of which each process takes its own.
 
     Args:
         patience: seconds after which a rank that does not answer counts as lost.
+        sharded: see `World`; alone there is nothing to share.
 
     Raises:
         LostRankError: they did not find each other.
@@ -127,7 +130,7 @@ def joined(patience: float = PATIENCE) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), sharded)
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -20,6 +20,7 @@ from bdh.config import TrainConfig
 from bdh.data import Corpus
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
+from bdh.train import sharding
 from bdh.train.clipping import clip_gradients
 from bdh.train.distributed import ALONE, World
 from bdh.train.losses import ActivityLosses
@@ -136,6 +137,8 @@ class Training:
             path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"
         self.path = "torch.compile" if config.compile else path
         self.activity = ActivityLosses(shape, config)
+        if self.world.sharded:
+            sharding.shard(model, config, self.world)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.reading = Reading(model, corpus, config, self.world)
@@ -178,8 +181,8 @@ class Training:
                     due = self.step % c.save_every == 0 or last
                     if due or improved:
                         self._save(best=improved)
-                    if due and self.world.first:
-                        self.run.add_sample(self.step, self._sample())
+                    if due:
+                        self._add_sample()
                 if stop and self.saved_step != self.step:
                     self._save(best=False)
             finally:
@@ -219,7 +222,8 @@ class Training:
         """Replace gradients, loss and what slow parts observed by the sums over the processes."""
         if self.world.size == 1:
             return
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # sharded ones are added up as they are made
+        gradients = [] if self.world.sharded else [p.grad for p in self.model.parameters() if p.grad is not None]
         sound = total.isfinite() & torch.nn.utils.get_total_norm(gradients).isfinite()
         self.unsound = total.new_zeros(self.world.size)
         self.unsound[self.world.rank] = ~sound
@@ -230,7 +234,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.named_parameters(), self.config)
+        norm = sharding.whole(clip_gradients(self.model.named_parameters(), self.config))
         # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
         gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
         if not (bool(total.isfinite()) and gradient_ok):
@@ -262,6 +266,7 @@ class Training:
             raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
         improved = self.val_loss < self.best
         self.best = min(self.best, self.val_loss)
+        active = activity(self.model, self.val[0]) if self.world.first or self.world.sharded else {}
         if not self.world.first:
             return improved
         record = {
@@ -271,7 +276,7 @@ class Training:
             "val_loss": self.val_loss,
             "val_bits_per_byte": self.val_loss / math.log(2) / self.corpus.bytes_per_token,
             "best": improved,
-            **activity(self.model, self.val[0]),
+            **active,
         }
         self.run.log(record)
         self.reporter.evaluation(record, self.init_density)
@@ -306,7 +311,12 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         states = self.reading.remembered()
-        if self.world.first:
+        if self.world.sharded:
+            directory = self.run.directory(self.step)
+            sharding.save(directory, self.model, self.optimizer, progress, self.corpus.tokenizer, self.world)
+            if self.world.first:
+                self.run.point(directory, best=best)
+        elif self.world.first:
             self.run.save(
                 self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer, states=states
             )
@@ -314,7 +324,8 @@ class Training:
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
-        progress = restore(directory, self.model, self.optimizer)
+        read = sharding.restore if self.world.sharded else restore
+        progress = read(directory, self.model, self.optimizer)
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         stored = TrainConfig.from_dict(progress["train_config"])
@@ -328,6 +339,12 @@ class Training:
         if self.config.batches == "streams" and self.step:
             self.reading.remember(restore_states(directory, self.config.grad_acc_steps, self.device))
         self.saved_step = self.step
+
+    def _add_sample(self) -> None:
+        # all ranks of a sharded model make the same one together
+        text = self._sample() if self.world.first or self.world.sharded else ""
+        if self.world.first:
+            self.run.add_sample(self.step, text)
 
     def _sample(self) -> str:
         corpus = self.corpus

@@ -135,17 +135,25 @@ class Run:
         states: Sequence[State | None] = (),
     ) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
-        name = f"step-{progress['step']:08d}"
-        with files.replacing_directory(self.checkpoints / name) as work:
+        directory = self.directory(progress["step"])
+        with files.replacing_directory(directory) as work:
             checkpoint.write_model(model, work, tokenizer)
             save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
             for number, state in enumerate(states):
                 if state is not None:
                     checkpoint.save_state(state, work / STATE.format(number))
             (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-        files.write_text(self.checkpoints / "last", name + "\n")
+        self.point(directory, best=best)
+
+    def directory(self, step: int) -> Path:
+        """Return where the checkpoint of a step goes."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def point(self, directory: Path, *, best: bool) -> None:
+        """Point `last` (and `best`) at a checkpoint; older ones beyond `KEEP` go."""
+        files.write_text(self.checkpoints / "last", directory.name + "\n")
         if best:
-            files.write_text(self.checkpoints / "best", name + "\n")
+            files.write_text(self.checkpoints / "best", directory.name + "\n")
         pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
         for old in sorted(self.checkpoints.glob("step-*"))[:-KEEP]:
             if old not in pointed:
