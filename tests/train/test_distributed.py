@@ -10,7 +10,7 @@ import torch
 
 from bdh import checkpoint
 from bdh.cli import main
-from bdh.train import World
+from bdh.train import LostRankError, World
 from ranks import on_ranks
 from small_training import CURVE, curve, trained
 
@@ -25,12 +25,9 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("model", "size"), [("bdh", 2), ("bdh", 4), ("hatching", 2), ("bcm", 2)])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("model", MODELS)
 def test_the_curve_is_that_of_one_process(tmp_path: Path, model: str, order: str, size: int) -> None:
-    if size == 4 and model != "bdh":
-        pytest.skip("two sizes for one model are enough")
     assert trained(tmp_path / "one", MODELS[model], ORDERS[order]) == (8, None)
     assert on_ranks(size, trained, tmp_path / "all", MODELS[model], ORDERS[order]) == [(8, None)] * size
     one, several = curve(tmp_path / "one"), curve(tmp_path / "all")
@@ -65,11 +62,20 @@ def test_a_nan_on_one_rank_stops_all(tmp_path: Path, how: str) -> None:
     assert checkpoint.load(tmp_path / "run").decoder.isfinite().all()
 
 
-@pytest.mark.parametrize(("how", "patience"), [("death", 60.0), ("hang", 3.0)])
-def test_a_rank_that_is_gone_is_noticed(tmp_path: Path, how: str, patience: float) -> None:
-    found = on_ranks(2, trained, tmp_path / "run", {}, {}, how, patience, timeout=6)
+@pytest.mark.parametrize(
+    ("how", "patience", "sharded"), [("death", 60.0, False), ("death", 60.0, True), ("hang", 3.0, False)]
+)
+def test_a_rank_that_is_gone_is_noticed(tmp_path: Path, how: str, patience: float, sharded: bool) -> None:
+    found = on_ranks(2, trained, tmp_path / "run", {}, {}, how, patience, sharded, timeout=6)
     assert found[1] is None
-    assert found[0].startswith("LostRankError: rank 0 of 2: another process died or does not answer (")
+    assert found[0].startswith("LostRankError: rank 0 of 2: another process died or does not answer ("), found
+    assert found[0].count("\n") == 0
+
+
+def test_an_error_of_its_own_is_no_lost_rank() -> None:
+    with pytest.raises(RuntimeError, match="shapes") as found, World().together():
+        raise RuntimeError("shapes")
+    assert not isinstance(found.value, LostRankError)
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Pat
         )
 
 
+def test_a_nan_in_the_gradient_of_one_rank_stops_all(tmp_path: Path) -> None:
+    found = on_ranks(2, trained, tmp_path, {}, {"save_every": 1}, "gradient", 60.0, True)
+    assert all(text.startswith("NonFiniteError: step 2: ") and "gradient norm nan: " in text for text in found), found
+
+
 def test_the_index_of_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     checkpoint.write_config(BDH(BDHConfig.from_dict(SHAPE)), tmp_path)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(print))

@@ -8,7 +8,6 @@ from pathlib import Path
 from bdh import checkpoint, ops
 from bdh import generate as generation
 from bdh.cli.shared import json_text, open_model
-from bdh.train import sharding
 from bdh.train.run import environment
 
 
@@ -80,6 +79,8 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None) -> int:
     """
     tokenizer = None
     if source.is_dir():
+        from bdh.train import sharding  # half a second of imports
+
         directory = checkpoint.resolve(source)
         if not sharding.is_sharded(directory):
             raise ValueError(f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp")

@@ -20,7 +20,6 @@ from bdh.config import TrainConfig
 from bdh.data import Corpus
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
-from bdh.train import sharding
 from bdh.train.clipping import clip_gradients
 from bdh.train.distributed import ALONE, World
 from bdh.train.losses import ActivityLosses
@@ -96,7 +95,8 @@ def fit(
     # only now is it known that the run may go on with these settings
     if training.world.first:
         run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
-    return training.fit()
+    with training.world.together():  # a sharded model speaks with the other ranks in every pass
+        return training.fit()
 
 
 class Training:
@@ -138,6 +138,8 @@ class Training:
         self.path = "torch.compile" if config.compile else path
         self.activity = ActivityLosses(shape, config)
         if self.world.sharded:
+            from bdh.train import sharding  # half a second of imports
+
             sharding.shard(model, config, self.world)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -234,7 +236,9 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         self.scaler.unscale_(self.optimizer)
-        norm = sharding.whole(clip_gradients(self.model.named_parameters(), self.config))
+        norm = clip_gradients(self.model.named_parameters(), self.config)
+        if self.world.sharded:
+            norm = norm.full_tensor()  # type: ignore[attr-defined]
         # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
         gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
         if not (bool(total.isfinite()) and gradient_ok):
@@ -312,6 +316,8 @@ class Training:
         }
         states = self.reading.remembered()
         if self.world.sharded:
+            from bdh.train import sharding
+
             directory = self.run.directory(self.step)
             sharding.save(directory, self.model, self.optimizer, progress, self.corpus.tokenizer, self.world)
             if self.world.first:
@@ -324,8 +330,12 @@ class Training:
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
-        read = sharding.restore if self.world.sharded else restore
-        progress = read(directory, self.model, self.optimizer)
+        if self.world.sharded:
+            from bdh.train import sharding
+
+            progress = sharding.restore(directory, self.model, self.optimizer)
+        else:
+            progress = restore(directory, self.model, self.optimizer)
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         stored = TrainConfig.from_dict(progress["train_config"])

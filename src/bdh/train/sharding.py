@@ -72,11 +72,6 @@ def shard(model: BDH, train: TrainConfig, world: World) -> None:
     register_fsdp_forward_method(model, "advance")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a number that ranks hold together as each of them takes it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def save(
     directory: Path,
     model: BDH,
