@@ -234,12 +234,12 @@ class BDH(nn.Module):
         return tap("v", self._normed(v + self._normed(self._write(xy)) + parts.recall(v, carried)))
 
     # a process that holds some of the neurons has its own of these: `bdh.train.neurons`
-
     def _turn(self, position: int, tokens: int) -> Tensor:
         return ops.rotation(self.config.neurons_per_head, position, tokens, like=self.encoder)
 
     def _write(self, xy: Tensor) -> Tensor:
-        return self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
+        written: Tensor = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
+        return written
 
     def _normed(self, x: Tensor) -> Tensor:
         return self._norm(x, x.shape[-1:])

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -89,7 +89,7 @@ def save(
         (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     world.wait()
     with world.together():
-        dcp.save(_tensors(model, optimizer), storage_writer=dcp.FileSystemWriter(work))
+        state_dict_saver.save(_tensors(model, optimizer), storage_writer=FileSystemWriter(work))
     if world.first:
         for file in work.iterdir():
             files.sync(file)
@@ -157,7 +157,7 @@ def _load(directory: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
         reader = _Reader(directory)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is meant, if alone
-            dcp.load(tensors, storage_reader=reader, no_dist=alone)
+            state_dict_loader.load(tensors, storage_reader=reader, no_dist=alone)
     # torch wraps what went wrong on any rank in an exception of its own
     except (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError, CheckpointException) as error:
         cause = str(error).strip().splitlines()[-1]
@@ -170,7 +170,7 @@ class _Reader(FileSystemReader):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         with (directory / METADATA).open("rb") as file:
-            self._index = _Unpickler(file).load()
+            self._index: Metadata = _Unpickler(file).load()
         if not isinstance(self._index, Metadata):
             raise ValueError(f"{METADATA} is no index of a checkpoint")
 
