@@ -234,14 +234,12 @@ class BDH(nn.Module):
         xy = tap("xy_sparse", ops.product(x, y))
         return tap("v", self._normed(v + self._normed(self._write(xy)) + parts.recall(v, carried)))
 
-    # a process that holds some of the neurons has its own of these: `bdh.train.neurons`
-
-    def _turn(self, position: int, tokens: int) -> Tensor:
+    def _turn(self, position: int, tokens: int) -> Tensor:  # this and the next are others in `bdh.train.neurons`
         return ops.rotation(self.config.neurons_per_head, position, tokens, like=self.encoder)
 
     def _write(self, xy: Tensor) -> Tensor:
-        write: Tensor = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
-        return write
+        stays: Tensor = self.drop(xy)
+        return stays.transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
 
     def _normed(self, x: Tensor) -> Tensor:
         return self._norm(x, x.shape[-1:])

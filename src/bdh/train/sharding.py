@@ -172,7 +172,7 @@ class _Reader(FileSystemReader):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         with (directory / METADATA).open("rb") as file:
-            self._index = _Unpickler(file).load()
+            self._index: Metadata = _Unpickler(file).load()
         if not isinstance(self._index, Metadata):
             raise ValueError(f"{METADATA} is no index of a checkpoint")
 
