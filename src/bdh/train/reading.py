@@ -49,8 +49,7 @@ class Reading:
         check_reading(model.config, config)
         self.model, self.config, self.world = model, config, world
         self._rows = world.rows(config.batch_size)
-        shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
-        self.order = corpus.order(config.batches, carry=config.carry, seed=config.seed, **shape)
+        self.order = corpus.order(config)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass that are read here, after the last step; None before and where none is carried."""
         self.tokens = 0
