@@ -146,7 +146,7 @@ def test_files_of_instructions_are_prepared_by_the_way(place: Path, capsys: pyte
 def test_padding_is_counted(place: Path) -> None:
     corpus = load_examples(Path("data/colours"), 96)
     config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
-    (batch,) = corpus.order("windows", seed=config.seed, batch_size=8, block_size=96, passes=1).passes(0)
+    (batch,) = corpus.order(config).passes(0)
     width = batch.idx.shape[1]
     padded = sum(width - len(bytes(row.tolist()).rstrip(b"\0")) for row in batch.idx)
     assert padding(corpus, config) == pytest.approx(padded / (8 * width))
@@ -158,7 +158,7 @@ def test_the_loss_of_a_step_is_that_of_answers_and_replay_by_their_shares(place:
     corpus = load_examples(Path("data/colours"), 96, replay=base, replay_share=0.25)
     model = bdh.load("model")
     config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
-    told, replayed = corpus.order("windows", seed=config.seed, batch_size=8, block_size=96, passes=1).passes(5)
+    told, replayed = corpus.order(config).passes(5)
     expected = 0.75 * model(told.idx, told.targets)[1] + 0.25 * model(replayed.idx, replayed.targets)[1]
     reading = Reading(model, corpus, config)
     assert sum(loss * weight for loss, weight in reading.losses(5, {})).item() == pytest.approx(expected.item())

@@ -30,7 +30,7 @@ from bdh.data.prepare import Settings, prepare
 from bdh.data.streams import NOT_SCORED
 from bdh.generate import stream_text
 from bdh.model import BDH
-from bdh.train import Reporter, Result, Run, fit
+from bdh.train import Reporter, Result, Run, fit, pick_device
 from bdh.train.validation import validation_loss
 
 LOOKED_AT = 50
@@ -99,9 +99,10 @@ def finetune(
         return answers, bits_per_byte(model, base, base_block or config.block_size, windows) if base else None
 
     corpus.require(config.block_size, model.config.vocab_size)
+    model.to(device := pick_device(config.device))
     before = measure(model)
     result = fit(model, corpus, config, run, reporter, facts)
-    after = measure(checkpoint.load(run.path, device=model.embed.weight.device))
+    after = measure(checkpoint.load(run.path, device=device))
     of_base = None if before[1] is None or after[1] is None else (before[1], after[1])
     return Tuned(result, (before[0], after[0]), of_base)
 
@@ -131,8 +132,7 @@ def answers(
 
 def padding(corpus: ExampleCorpus, config: TrainConfig) -> float:
     """Return the share of padding in the rows of the first steps."""
-    shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
-    order = corpus.order(config.batches, seed=config.seed, **shape)
+    order = corpus.order(config)
     places = found = 0
     for step in range(min(LOOKED_AT, config.max_steps)):
         for batch in order.passes(step):

@@ -1,6 +1,7 @@
 """Examples as rows: what is scored, what padding does, and an order that depends on seed and step alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdh import BDH
+from bdh import BDH, TrainConfig
 from bdh.data import Corpus, CorpusError, Example, Examples, load_examples, opening
 from bdh.data.examples import as_rows
 from bdh.data.prepare import Settings, prepare
@@ -24,6 +25,10 @@ ROWS = [
 
 def example(told: bytes, said: bytes) -> Example:
     return Example(np.frombuffer(told + said, np.uint8), len(told))
+
+
+def shape(rows: int, block: int, passes: int = 1) -> TrainConfig:
+    return TrainConfig(seed=0, batch_size=rows, block_size=block, grad_acc_steps=passes)
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_replay_is_whole_windows_of_the_other_text_and_has_its_share_of_rows_and
     text = np.frombuffer(b"\0she sells sea shells by the sea shore. " * 40, np.uint8)
     corpus = load_examples(directory, 256, replay=Corpus("shells", text, text, separator=0), replay_share=0.25)
     for rows, passes, of_replay in ((8, 1, 2), (2, 1, 1), (8, 2, 2)):
-        order = corpus.order("windows", seed=0, batch_size=rows, block_size=256, passes=passes)
+        order = corpus.order(shape(rows, 256, passes))
         for step in range(3):
             batches = list(order.passes(step))
             told, replayed = batches[:passes], batches[passes:]
@@ -153,9 +158,9 @@ def test_what_cannot_be_learned_is_refused_in_one_line(directory: Path, tmp_path
         load_examples(directory, 8)
     corpus = load_examples(directory, 64)
     with pytest.raises(CorpusError, match="batches='streams': expected windows"):
-        corpus.order("streams", seed=0, batch_size=2, block_size=64)
+        corpus.order(replace(shape(2, 64), batches="streams"))
     with pytest.raises(CorpusError, match="batch_size=500: expected 1 to"):
-        corpus.order("windows", seed=0, batch_size=500, block_size=64)
+        corpus.order(shape(500, 64))
     with pytest.raises(CorpusError, match="beside 1 of replay; got 0"):
         Examples(corpus.examples, 0, seed=0, batch_size=1, block_size=64, replay=corpus.train, replay_share=0.2)
     (tmp_path / "plain.txt").write_text("a cat\n<|endoftext|>\n" * 50 + "a dog\n<|endoftext|>\n" * 50)

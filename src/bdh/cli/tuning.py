@@ -46,8 +46,7 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     if args.lora_rank is not None:
         trained = add_low_rank(model, args.lora_rank, args.lora_alpha, seed=config.seed)
     counts, padding = corpus.info["examples"], tuning.padding(corpus, config)
-    shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
-    per_epoch = corpus.order(config.batches, seed=config.seed, **shape).passes_per_epoch
+    per_epoch = corpus.order(config).passes_per_epoch
     assert corpus.prompting is not None
     say(
         f"{trained:,} of {model.config.n_parameters:,} parameters learn {counts['learned']:,} examples "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bdh.config import Order as Batches
+from bdh.config import TrainConfig
 from bdh.data import plays, shards, streams, subwords, synthetic
 from bdh.data.download import (
     CorpusError,
@@ -24,7 +24,7 @@ from bdh.data.download import (
     fetch_wheel,
     sha256,
 )
-from bdh.data.order import DocumentStreams, Order, RandomWindows, document_starts
+from bdh.data.order import DocumentStreams, Order, RandomWindows, document_starts, shape_of
 from bdh.data.sources import KNOWN
 from bdh.data.templates import Prompting
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
@@ -82,11 +82,11 @@ validation 10; use --block-size 9 or less, or a longer text
         """What a sample of a model that learns from it goes on from."""
         return np.array([10 if self.separator is None else self.separator])
 
-    def order(self, batches: Batches, **shape: Any) -> Order:
-        """Return the order in which training reads it; the shape as in `RandomWindows`."""
-        if batches == "windows":
-            return RandomWindows(self.train, **shape)
-        return DocumentStreams(self.train, document_starts(self.train, self.separator), **shape)
+    def order(self, config: TrainConfig) -> Order:
+        """Return the order in which training reads it."""
+        if config.batches == "windows":
+            return RandomWindows(self.train, **shape_of(config))
+        return DocumentStreams(self.train, document_starts(self.train, self.separator), **shape_of(config))
 
     def validation_windows(self, block_size: int, max_windows: int | None) -> streams.Batch:
         """Return the windows of `fixed_windows`, with separators among the targets as `NOT_SCORED`."""

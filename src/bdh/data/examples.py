@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bdh.config import Order as Batches
+from bdh.config import TrainConfig
 from bdh.data import shards, streams
 from bdh.data.corpora import Corpus, CorpusError, load_corpus
-from bdh.data.order import Batch
+from bdh.data.order import Batch, shape_of
 from bdh.data.streams import NOT_SCORED, Tokens, random_windows
 from bdh.data.templates import Prompting
 
@@ -185,11 +185,12 @@ class ExampleCorpus(Corpus):
         assert self.separator is not None
         return self.separator
 
-    def order(self, batches: Batches, **shape: Any) -> Examples:
+    def order(self, config: TrainConfig) -> Examples:
         """Return the order in which training reads it."""
-        if batches != "windows":
-            raise CorpusError(f"batches={batches!r}: expected windows: every example is a row; leave it away")
+        if config.batches != "windows":
+            raise CorpusError(f"batches={config.batches!r}: expected windows: every example is a row; leave it away")
         replay = self.replay.train if self.replay else None
+        shape = shape_of(config)
         return Examples(self.examples, self.end, replay=replay, replay_share=self.replay_share, **shape)
 
     def validation_windows(self, block_size: int, max_windows: int | None) -> streams.Batch:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bdh.config import TrainConfig
 from bdh.data.shards import TokenShards
 from bdh.data.streams import NOT_SCORED, Tokens, random_windows
 
@@ -41,6 +42,12 @@ class Order(Protocol):
 
     def passes(self, step: int) -> Iterator[Batch]:
         """Yield what the passes of a step read."""
+
+
+def shape_of(config: TrainConfig) -> dict[str, int]:
+    """Return what every order is made with."""
+    shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
+    return {"seed": config.seed, **shape}
 
 
 class RandomWindows:

@@ -17,6 +17,7 @@ from bdh import lens, ops, process
 from bdh.checkpoint import CheckpointError
 from bdh.config import TrainConfig
 from bdh.data import Corpus
+from bdh.generate import stream_text
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
 from bdh.train.clipping import clip_gradients
@@ -292,10 +293,11 @@ class Training:
         self.saved_step = self.step
 
     def _sample(self) -> str:
-        first = torch.as_tensor(self.corpus.opening, dtype=torch.int64, device=self.device)[None]
-        decoder = self.corpus.tokenizer.decoder()
-        tokens = self.model.stream(first, SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed)
-        return "".join(decoder.push(token.tolist()) for token in tokens) + decoder.flush()
+        corpus = self.corpus
+        first = torch.as_tensor(corpus.opening, dtype=torch.int64, device=self.device)[None]
+        end = corpus.prompting.end if corpus.prompting else None
+        how = {"temperature": 0.8, "seed": self.config.seed}
+        return "".join(stream_text(self.model, first, SAMPLE_TOKENS, end=end, tokenizer=corpus.tokenizer, **how))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)

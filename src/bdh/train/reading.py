@@ -46,8 +46,7 @@ class Reading:
     def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig) -> None:
         check_reading(model.config, config)
         self.model, self.config = model, config
-        shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
-        self.order = corpus.order(config.batches, seed=config.seed, **shape)
+        self.order = corpus.order(config)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass, after the last step; None before the first, and where nothing is carried."""
         self.tokens = 0
