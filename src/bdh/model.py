@@ -179,6 +179,7 @@ class BDH(nn.Module):
         owns_state: bool = False,
     ) -> tuple[Tensor, State | None]:
         """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
+        assert wants_state or state is None, "a pass that hands no state on reads none"
         self._check_ids(idx)
         if state is not None:
             state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))

@@ -11,7 +11,8 @@ from bdh import checkpoint, ops
 from bdh import generate as generation
 from bdh.chat import Conversation, prompt_ids
 from bdh.cli.shared import json_text, open_model
-from bdh.data import Prompting
+from bdh.data import Prompting, read_tokenizer
+from bdh.foreign import import_checkpoint
 from bdh.train.run import environment
 from bdh.train.stopping import stop_requests
 
@@ -144,16 +145,23 @@ def _turns() -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def convert(source: Path, out: Path, /, n_layer: int | None = None) -> int:
+def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: Path | None = None) -> int:
     """Turn an official or community .pt checkpoint into a model directory; no code in the file is run.
 
     Args:
         source: the .pt file.
         out: directory to write.
         n_layer: number of levels, when the file does not say.
+        tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
     """
-    model = checkpoint.import_checkpoint(source, n_layer=n_layer)
-    checkpoint.save(model, out)
+    words = read_tokenizer(tokenizer) if tokenizer else None
+    model = import_checkpoint(source, n_layer=n_layer)
+    if words is not None and words.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{tokenizer} has {words.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
+            "give the tokenizer that it was trained with"
+        )
+    checkpoint.save(model, out, words)
     print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
     return 0
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from bdh import checkpoint
 from bdh import finetune as tuning
 from bdh.arguments import FLAT, FinetuneArgs, SftArgs
-from bdh.cli.shared import facts_of, json_text, open_model
+from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.data import load_examples
 from bdh.data.terminal import showing
 from bdh.lowrank import add_low_rank
@@ -28,7 +28,7 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     if run.last is not None and not args.resume:
         raise ValueError(f"{run.path} holds a run already: add --resume to go on, or give another --out-dir")
     model = open_model(args.model)
-    before = facts_of(args.model)
+    before = run_facts(args.model)
     base = tuning.base_text(args.replay, before)
     with showing(console) as told:
         directory = tuning.prepared_examples(args.dataset, args.data, args.template, args.model, told)

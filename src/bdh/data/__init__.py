@@ -2,7 +2,7 @@
 
 from bdh.data.corpora import CORPORA, Corpus, CorpusError, load_corpus
 from bdh.data.examples import Example, ExampleCorpus, Examples, load_examples, opening
-from bdh.data.order import Batch, DocumentStreams, RandomWindows, document_starts
+from bdh.data.order import Batch, DocumentStreams, RandomWindows, cut_documents, document_starts
 from bdh.data.shards import read_documents
 from bdh.data.streams import fixed_windows, random_windows, scored_share, spread
 from bdh.data.subwords import SubwordTokenizer, read_tokenizer, train_bpe
@@ -26,6 +26,7 @@ __all__ = [
     "Template",
     "TextDecoder",
     "Tokenizer",
+    "cut_documents",
     "document_starts",
     "fill",
     "fixed_windows",

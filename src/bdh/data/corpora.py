@@ -24,7 +24,7 @@ from bdh.data.download import (
     fetch_wheel,
     sha256,
 )
-from bdh.data.order import DocumentStreams, Order, RandomWindows, document_starts, shape_of
+from bdh.data.order import DocumentStreams, Order, RandomWindows, cut_documents, document_starts, shape_of
 from bdh.data.sources import KNOWN
 from bdh.data.templates import Prompting
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
@@ -86,7 +86,10 @@ validation 10; use --block-size 9 or less, or a longer text
         """Return the order in which training reads it."""
         if config.batches == "windows":
             return RandomWindows(self.train, **shape_of(config))
-        return DocumentStreams(self.train, document_starts(self.train, self.separator), **shape_of(config))
+        starts = document_starts(self.train, self.separator)
+        if config.carry is not None:
+            starts = cut_documents(starts, len(self.train), config.carry * config.block_size)
+        return DocumentStreams(self.train, starts, **shape_of(config))
 
     def validation_windows(self, block_size: int, max_windows: int | None) -> streams.Batch:
         """Return the windows of `fixed_windows`, with separators among the targets as `NOT_SCORED`."""

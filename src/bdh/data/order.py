@@ -166,6 +166,20 @@ class DocumentStreams:
         return torch.from_numpy(idx), torch.from_numpy(targets)
 
 
+def cut_documents(starts: npt.ArrayLike, total: int, longest: int) -> npt.NDArray[np.int64]:
+    """Return where pieces begin when documents are cut into pieces of at most so many tokens.
+
+    Examples:
+        >>> cut_documents([0, 7], total=10, longest=3).tolist()
+        [0, 3, 6, 7]
+    """
+    begin = np.asarray(starts, np.int64)
+    count = -(-(np.append(begin[1:], total) - begin) // longest)
+    first = np.repeat(np.cumsum(count) - count, count)  # of the document that a piece is from
+    pieces: npt.NDArray[np.int64] = np.repeat(begin, count) + (np.arange(count.sum()) - first) * longest
+    return pieces
+
+
 def document_starts(tokens: Tokens, separator: int | None) -> npt.NDArray[np.int64]:
     """Return where documents begin: at each separator; a text without any is one document.
 

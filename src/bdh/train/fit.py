@@ -24,7 +24,8 @@ from bdh.train.clipping import clip_gradients
 from bdh.train.losses import ActivityLosses
 from bdh.train.reading import Reading
 from bdh.train.report import Reporter
-from bdh.train.run import Run, restore, restore_states
+from bdh.train.run import Run
+from bdh.train.saving import Snapshot, restore, restore_states
 from bdh.train.schedule import learning_rate
 from bdh.train.setup import make_optimizer, pick_device, pick_dtype
 from bdh.train.stopping import stop_requests
@@ -84,8 +85,9 @@ def fit(
         NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
     """
     training = Training(model, corpus, config, run, reporter or Reporter())
-    if run.last is not None:
-        training.resume(run.last)
+    newest = run.newest()
+    if newest is not None:
+        training.resume(newest)
     # only now is it known that the run may go on with these settings
     run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
     return training.fit()
@@ -127,7 +129,7 @@ class Training:
         self.text_hashes = list(corpus.hashes)
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
-        self.saved_step = -1
+        self.saved_step, self.saved_best = -1, False
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
         self.tokens_before = 0
@@ -135,7 +137,7 @@ class Training:
     def fit(self) -> Result:
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.run.rewind(self.step if self.saved_step >= 0 else -1)
+        self.run.rewind(self.saved_step, best=self.saved_best)
         probe = self.val[0][:DENSITY_WINDOWS]
         with returning_freed_memory():
             self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
@@ -157,10 +159,10 @@ class Training:
                     last = self.step == c.max_steps
                     improved = self._evaluate() if self.step % c.eval_interval == 0 or last else False
                     due = self.step % c.save_every == 0 or last
-                    if due or improved:
-                        self._save(best=improved)
                     if due:
                         self.run.add_sample(self.step, self._sample())
+                    if due or improved:
+                        self._save(best=improved)
                 if stop and self.saved_step != self.step:
                     self._save(best=False)
             finally:
@@ -257,6 +259,7 @@ class Training:
     def _save(self, *, best: bool) -> None:
         progress = {
             "step": self.step,
+            "best": best,
             "best_val_loss": self.best,
             "val_loss": self.val_loss,
             "train_seconds": self.seconds,
@@ -264,15 +267,15 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        self.run.save(
+        snapshot = Snapshot.take(
             self.model,
             self.optimizer,
             progress,
-            best=best,
             tokenizer=self.corpus.tokenizer,
             asked=self.corpus.prompting,
             states=self.reading.states,
         )
+        self.run.save(snapshot)
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
@@ -280,7 +283,7 @@ class Training:
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         stored = TrainConfig.from_dict(progress["train_config"])
-        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches"):
+        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches", "carry"):
             before, now = getattr(stored, name), getattr(self.config, name)
             if before != now:
                 raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")
@@ -290,7 +293,7 @@ class Training:
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:
             self.reading.states = restore_states(directory, self.config.grad_acc_steps, self.device)
-        self.saved_step = self.step
+        self.saved_step, self.saved_best = self.step, progress["best"]
 
     def _sample(self) -> str:
         corpus = self.corpus
