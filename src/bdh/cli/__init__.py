@@ -12,20 +12,30 @@ from collections.abc import Callable, Sequence
 
 from bdh import __version__
 from bdh.arguments import plan_defaults, pretrain_defaults, train_defaults
+from bdh.cli.evaluating import run_eval
+from bdh.cli.lens import LENS
 from bdh.cli.looking import inspect
-from bdh.cli.speaking import convert, doctor, generate
+from bdh.cli.probing import probe
+from bdh.cli.speaking import chat, convert, doctor, generate
 from bdh.cli.texts import prepare
 from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
+from bdh.cli.tuning import finetune, sft
 from bdh.parsing import Group, parse
-from bdh.train import NonFiniteError
+from bdh.train import LostRankError, NonFiniteError
 
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "sft": sft,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect,
+    "probe": probe,
+    "lens": LENS,
+    "eval": run_eval,
     "prepare": prepare,
     "plan": plan,
     "bench": run_bench,
@@ -50,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Exception, MemoryError) as error:
         if os.environ.get("BDH_DEBUG"):
             raise
-        known = isinstance(error, ValueError | OSError | NonFiniteError)
+        known = isinstance(error, ValueError | OSError | NonFiniteError | LostRankError)
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else " (BDH_DEBUG=1 shows where)"
         print("bdh: " + kind + " ".join(str(error).split()) + hint, file=sys.stderr)

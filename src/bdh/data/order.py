@@ -9,13 +9,14 @@ Shapes: B rows of a batch, T tokens of a window (`block_size`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bdh.config import TrainConfig
 from bdh.data.shards import TokenShards
 from bdh.data.streams import NOT_SCORED, Tokens, random_windows
 
@@ -32,6 +33,26 @@ class Batch(NamedTuple):
     """(B, T) the tokens after them; `NOT_SCORED` where there is none."""
     fresh: Tensor | None
     """(B,) which rows begin anew; None where all do, at every pass."""
+    weight: float | None = None
+    """Share of the loss of the step; None: that of the scored tokens."""
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some of its rows."""
+        fresh = None if self.fresh is None else self.fresh[rows]
+        return self._replace(idx=self.idx[rows], targets=self.targets[rows], fresh=fresh)
+
+
+class Order(Protocol):
+    """A pure function of the step."""
+
+    def passes(self, step: int) -> Iterator[Batch]:
+        """Yield what the passes of a step read."""
+
+
+def shape_of(config: TrainConfig) -> dict[str, int]:
+    """Return what every order is made with."""
+    shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
+    return {"seed": config.seed, **shape}
 
 
 class RandomWindows:
@@ -148,6 +169,20 @@ class DocumentStreams:
         found = self._tokens[np.where(there, begin[:, None] + steps, begin[:, None])].astype(np.int64)
         idx, targets = np.where(there[:, 1:], found[:, :-1], 0), np.where(there[:, 1:], found[:, 1:], NOT_SCORED)
         return torch.from_numpy(idx), torch.from_numpy(targets)
+
+
+def cut_documents(starts: npt.ArrayLike, total: int, longest: int) -> npt.NDArray[np.int64]:
+    """Return where pieces begin when documents are cut into pieces of at most so many tokens.
+
+    Examples:
+        >>> cut_documents([0, 7], total=10, longest=3).tolist()
+        [0, 3, 6, 7]
+    """
+    begin = np.asarray(starts, np.int64)
+    count = -(-(np.append(begin[1:], total) - begin) // longest)
+    first = np.repeat(np.cumsum(count) - count, count)  # of the document that a piece is from
+    pieces: npt.NDArray[np.int64] = np.repeat(begin, count) + (np.arange(count.sum()) - first) * longest
+    return pieces
 
 
 def document_starts(tokens: Tokens, separator: int | None) -> npt.NDArray[np.int64]:

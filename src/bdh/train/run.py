@@ -167,7 +167,7 @@ class Run:
             later = (sample.start() for sample in _SAMPLE.finditer(text) if int(sample[1]) > step)
             os.truncate(samples, next(later, text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0))
         if step >= 0:
-            self._point(f"step-{step:08d}", best=best)
+            self.point(self.directory(step), best=best)
 
     def save(self, snapshot: Snapshot) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go.
@@ -175,19 +175,23 @@ class Run:
         Raises:
             SavingError: it cannot be written; the checkpoints before are as they were.
         """
-        name = f"step-{snapshot.progress['step']:08d}"
-        with self._explained(self.checkpoints / name):
+        directory = self.directory(snapshot.progress["step"])
+        with self._explained(directory):
             for log in (METRICS, SAMPLES):
                 if (self.path / log).exists():
                     files.sync(self.path / log)  # what is before a checkpoint is on disk before it
-            with files.replacing_directory(self.checkpoints / name) as work:
+            with files.replacing_directory(directory) as work:
                 snapshot.write(work)
-            self._point(name, best=snapshot.progress["best"])
+            self.point(directory, best=snapshot.progress["best"])
 
-    def _point(self, name: str, *, best: bool) -> None:
+    def directory(self, step: int) -> Path:
+        """Return where the checkpoint of a step goes."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def point(self, directory: Path, *, best: bool) -> None:
         """Let `last` (and `best`) name a checkpoint; older ones beyond `KEEP` go."""
         for pointer in ("last", "best") if best else ("last",):
-            files.write_text(self.checkpoints / pointer, name + "\n")
+            files.write_text(self.checkpoints / pointer, directory.name + "\n")
         pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
         for old in self.kept()[:-KEEP]:
             if old not in pointed:

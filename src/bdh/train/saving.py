@@ -17,6 +17,7 @@ from torch import Tensor
 from bdh import checkpoint
 from bdh.checkpoint import CheckpointError
 from bdh.config import BDHConfig
+from bdh.data.templates import Prompting
 from bdh.data.tokenizers import Tokenizer
 from bdh.model import BDH, State
 from bdh.train import manifest
@@ -34,6 +35,7 @@ class Snapshot:
 
     config: BDHConfig
     tokenizer: Tokenizer | None
+    asked: Prompting | None
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     """AdamW's numbers by parameter name."""
@@ -49,6 +51,7 @@ class Snapshot:
         progress: dict[str, Any],
         *,
         tokenizer: Tokenizer | None = None,
+        asked: Prompting | None = None,
         states: Sequence[State | None] = (),
     ) -> Snapshot:
         """Copy what training will change."""
@@ -58,11 +61,11 @@ class Snapshot:
             for name, parameter in model.named_parameters()
             for key, value in optimizer.state[parameter].items()
         }
-        return cls(model.config, tokenizer, weights, moments, tuple(states), progress)
+        return cls(model.config, tokenizer, asked, weights, moments, tuple(states), progress)
 
     def write(self, directory: Path) -> None:
         """Write the files of a checkpoint, their manifest last."""
-        checkpoint.write_weights(self.weights, self.config, directory, self.tokenizer)
+        checkpoint.write_weights(self.weights, self.config, directory, self.tokenizer, self.asked)
         save_file(self.moments, directory / OPTIMIZER)
         for number, state in enumerate(self.states):
             if state is not None:
