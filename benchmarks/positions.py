@@ -1,7 +1,8 @@
 """Does carrying the memory from step to step help beyond the length of a training window?
 
 Two models see equally many tokens in windows of 64: one of random windows, each read from an empty memory, one of
-streams, whose memory is carried on. Both then read held-out text 512 bytes at a time; the loss is told by position.
+streams, whose memory is carried on over 8 windows. Both then read held-out text 512 bytes at a time; the loss is told
+by position.
 
     python benchmarks/positions.py --data input.txt [--seeds 0 1] [--steps 3000] [--svg docs/figures/positions.svg]
 """
@@ -60,7 +61,8 @@ def main() -> None:
         found = []
         for seed in given.seeds:
             train = TrainConfig(
-                block_size=BLOCK, batch_size=16, batches=batches, max_steps=given.steps, seed=seed, dtype="float32",
+                block_size=BLOCK, batch_size=16, batches=batches, max_steps=given.steps,
+                carry=READ // BLOCK if batches == "streams" else None, seed=seed, dtype="float32",
                 eval_interval=given.steps, save_every=given.steps, log_interval=500, backend="composed",
             )  # fmt: skip
             found.append(losses_by_position(trained(preset("nano"), train, given.data), held_out))

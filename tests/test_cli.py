@@ -10,6 +10,7 @@ import torch
 
 import bdh
 from bdh.cli import main
+from bdh.data import train_bpe
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPE = ("--n-layer", "2", "--n-embd", "16", "--n-head", "2", "--mlp-mult", "8")
@@ -179,10 +180,88 @@ def test_inspect_prints_and_writes_a_report(trained: Path, tmp_path: Path, capsy
     assert len(json.loads(capsys.readouterr().out)) > 3
 
 
+def test_probe_lists_prints_and_writes(trained: Path, tmp_path: Path, capsys) -> None:
+    assert run("probe", "--list") == 0
+    assert "love " in capsys.readouterr().out
+    words = ("probe", "love", "kinship", "--model", trained, "--neurons", 3, 100)
+    assert run(*words, "--out", tmp_path / "found") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "love: none passes. The nearest of the 4 tested neurons, neuron" in out
+    assert "false discovery rates over 8 tests" in out
+    assert {file.name for file in (tmp_path / "found").iterdir()} >= {"concept-love-neurons-1.svg", "probe.json"}
+    assert run(*words, "--json") == 0
+    probes = json.loads(capsys.readouterr().out)["probes"]
+    assert [one["concept"] for one in probes] == ["love", "kinship"]
+    assert probes == json.loads((tmp_path / "found" / "probe.json").read_text())["probes"]
+
+
+def test_a_report_has_the_model_the_text_and_files(trained: Path, tmp_path: Path, capsys) -> None:
+    capsys.readouterr()
+    out, files = tmp_path / "report.html", tmp_path / "figures"
+    words = ("lens", "report", "--model", trained, "--text", "the mat", "--out", out)
+    assert run(*words, "--files", files, "--json") == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["report"] == str(out)
+    assert sorted(told["files"]) == sorted(str(path) for path in files.iterdir())
+    assert {"overview-1.png", "raster-1.svg", "telling-1.parquet", "words-1.csv"} <= {p.name for p in files.iterdir()}
+    assert "done" in captured.err
+    page = out.read_text(encoding="utf-8")
+    assert 'id="overview"' in page
+    assert "sha256" in page
+
+
 def test_convert_and_use_a_community_checkpoint(tmp_path: Path, capsys) -> None:
     assert run("convert", GOLDEN / "community_checkpoint.pt", tmp_path / "m") == 0
     assert bdh.load(tmp_path / "m").config.n_layer == 2
     assert run("generate", "--model", GOLDEN / "community_checkpoint.pt", "--max-new-tokens", 3) == 0
+
+
+def test_eval_scores_what_was_held_out(trained: Path, text: Path, tmp_path: Path, capsys) -> None:
+    capsys.readouterr()
+    assert run("eval", "--model", trained, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text"]["part"], found["bits"]["bytes"]) == ("validation split", 143)
+    assert (found["bits"]["block_size"], found["bits"]["stride"], found["tokenizer"]) == (16, 16, "bytes")
+    # the run's own validation scores windows too, all but what is left at the end
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert found["bits"]["bits_per_byte"]["mean"] == pytest.approx(last["val_bits_per_byte"], abs=0.3)
+    (tmp_path / "other.txt").write_text("a dog lay by the door. " * 20)
+    (tmp_path / "q.jsonl").write_text('{"prompt": "the cat", "choices": [" sat", "qqqq"], "answer": 0}\n')
+    words = ("--data", tmp_path / "other.txt", "--block-size", 4, "--stride", 2, "--by-position", "--needle")
+    assert run("eval", "--model", trained, *words, "--choices", tmp_path / "q.jsonl") == 0
+    out = capsys.readouterr().out
+    for said in ("windows of 4 bytes, stride 2", "whole text", "tokens: bytes", "of a training window", "guess"):
+        assert said in out
+
+
+def test_questions_alone_need_no_text(trained: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "q.jsonl").write_text('{"prompt": "the cat", "choices": [" sat", "qqqq"], "answer": 0}\n')
+    capsys.readouterr()
+    assert run("eval", "--model", trained, "--choices", tmp_path / "q.jsonl", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"model", "tokenizer", "choices", "seconds"}
+    assert found["choices"]["chance"] == 0.5
+
+
+def test_a_model_of_other_tokens_is_converted_with_them(tmp_path: Path, text: Path, capsys) -> None:
+    words = train_bpe(iter([text.read_bytes()]), 270)
+    config = bdh.BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, vocab_size=words.vocab_size)
+    weights = {f"_orig_mod.{name}": tensor for name, tensor in bdh.BDH.from_seed(config, 0).state_dict().items()}
+    torch.save({"model": weights, "config": {"n_layer": 1}, "arch": "bdh"}, tmp_path / "theirs.pt")
+    (tmp_path / "theirs.json").write_text(words.definition())
+    assert run("convert", tmp_path / "theirs.pt", tmp_path / "m", "--tokenizer", tmp_path / "theirs.json") == 0
+    capsys.readouterr()
+    assert run("eval", "--model", tmp_path / "m", "--data", text, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokenizer"] == "tokenizer.json"
+    assert found["bits"]["tokens"] < found["bits"]["bytes"] <= 1440
+    assert run("eval", "--model", tmp_path / "theirs.pt", "--data", text, "--max-bytes", 50) == 0
+    assert "does not say what its" in capsys.readouterr().err
+    assert (
+        run("convert", GOLDEN / "community_checkpoint.pt", tmp_path / "n", "--tokenizer", tmp_path / "theirs.json") == 2
+    )
+    assert "give the tokenizer that it was trained with" in capsys.readouterr().err
 
 
 def test_doctor_tells_versions(capsys) -> None:
@@ -191,7 +270,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, generate, inspect, prepare, plan, bench, compare, convert, doctor}"),
+    ("", "Expected one of {train, pretrain, generate, inspect, probe, lens, eval, prepare, plan, bench, compare,"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
@@ -231,6 +310,16 @@ MISTAKES = [
     ("generate --model MODEL --state TEXT", "not a saved state"),
     ("inspect --model MODEL --data EMPTY", "EMPTY"),
     ("inspect --model MODEL --data TEXT --text=", "the text is empty"),
+    ("probe", "CONCEPT: expected a TOML file, or one or more of body, country"),
+    ("probe love", "--model: expected a run directory"),
+    ("probe lvoe --model MODEL", "did you mean love?"),
+    ("probe TEXT --model MODEL", "not a TOML file"),
+    ("probe EMPTY --model MODEL", "half a: missing"),
+    ("probe love --model NOWHERE", "no checkpoint at"),
+    ("probe love --model MODEL --neurons 4521", "neurons: expected global neuron ids 0..127"),
+    ("probe love --model MODEL --levels 7", "levels: expected 0..0, got 7"),
+    ("probe love --model MODEL --out TEXT", "expected a directory"),
+    ("probe love --model MODEL --synapses --neurons 3", "and kind 'neurons'"),
     ("train --data TEXT --variant swan", "variant='swan': expected one of bdh, hatching, advanced"),
     ("train --data TEXT --lif.tau 0", "lif.tau=0.0: expected a number > 0"),
     ("train --data TEXT --lif.reset hard", "lif.reset='hard': expected lif to be on; set lif.tau (10 is usual)"),
@@ -243,7 +332,22 @@ MISTAKES = [
     ("train --data TEXT --variant hatching --backend native", "expected auto, composed or reference"),
     ("train --data TEXT --rate-weight 1", "expected a model whose neurons spike"),
     ("train --data TEXT --criticality.target 0.98 --block-size 16", "block_size=16: expected more than"),
+    ("eval --model NOWHERE", "no checkpoint at"),
+    ("eval --model MODEL --data NOWHERE", "found nothing"),
+    ("eval --model MODEL --data EMPTY", "at least two bytes"),
+    ("eval --model MODEL --data TEXT --stride 0", "--stride 0: expected an integer >= 1"),
+    ("eval --model MODEL --data TEXT --block-size 8 --stride 9", "expected 1 .. block_size=8"),
+    ("eval --model MODEL --data TEXT --stream --stride 9", "--stream has no windows"),
+    ("eval --model MODEL --data TEXT --by-position", "so that a text of 1,440 tokens has 8 blocks"),
+    ("eval --model MODEL --choices TEXT", "line 1: not JSON"),
+    ("eval --model TEXT --data TEXT", "nothing in it was run"),
+    ("lens fly", "unknown command 'fly'"),
+    ("lens report --model MODEL --data TEXT --out OUTDIR", "expected the name of a file"),
+    ("lens report --model MODEL --data TEXT --files TEXT", "expected a directory, this is a file"),
+    ("lens report --model MODEL --data TEXT --text=", "the text is empty"),
+    ("lens report --model NOWHERE", "no checkpoint at"),
     ("convert NOWHERE OUT", "no file at"),
+    ("convert GOLDEN OUT --tokenizer NOWHERE", "No such file"),
     ("convert TEXT OUT", "nothing in it was run"),
 ]
 
@@ -257,6 +361,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(words: str, says: str, tmp_path
     (tmp_path / "POINTLESS" / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "OUTDIR").mkdir()
     named = {name: tmp_path / name for name in ("DAMAGED", "POINTLESS", "OUTDIR")}
+    named |= {"GOLDEN": GOLDEN / "community_checkpoint.pt"}
     named |= {"TEXT": text, "EMPTY": tmp_path / "EMPTY", "OUT": tmp_path / "out", "NOWHERE": tmp_path / "NOWHERE"}
     if "MODEL" in words.split():
         config = bdh.BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8)
@@ -282,7 +387,10 @@ def test_a_loss_that_explodes_is_one_line_and_exit_code_1(text: Path, tmp_path: 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", *["train", "generate", "inspect", "bench", "convert", "doctor"]])
+@pytest.mark.parametrize(
+    "command",
+    ["", *["train", "generate", "inspect", "probe", "lens", "lens report", "eval", "bench", "convert", "doctor"]],
+)
 def test_help_is_there(command: str, capsys) -> None:
     assert run(*command.split(), "--help") == 0
     assert "bdh" in capsys.readouterr().out

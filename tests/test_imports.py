@@ -12,9 +12,13 @@ import pytest
 
 import bdh
 import bdh.bench
+import bdh.chat
 import bdh.compare
 import bdh.data
+import bdh.evaluation
+import bdh.finetune
 import bdh.generate
+import bdh.lowrank
 import bdh.mechanisms
 import bdh.ops
 import bdh.train
@@ -34,25 +38,33 @@ RANK = {
     "parts": 2,
     "model": 2,
     "checkpoint": 3,
+    "foreign": 3,
     "data": 3,
     "train": 4,
     "generate": 4,
     "lens": 4,
     "bench": 5,
+    "evaluation": 5,
     "planning": 5,
     "compare": 5,
+    "lowrank": 3,
+    "chat": 5,
+    "finetune": 5,
     "arguments": 5,
     "parsing": 5,
     "cli": 6,
     "__main__": 7,
     "__init__": 7,
 }
-# packages of an extra (pyproject.toml) that a room may import inside a function, when they are needed
+# packages of an extra (pyproject.toml; named like the room, or as EXTRA says) that a room may import inside a function,
+# when they are needed
 OPTIONAL = {
     "bench": {"transformers", "matplotlib"},
     "data": {"pyarrow", "tokenizers"},
+    "evaluation": {"lm_eval"},
     "lens": {"scipy", "networkx", "powerlaw", "pyarrow", "matplotlib"},
 }
+EXTRA = {"evaluation": "eval"}
 # methods that hand over to a higher room
 FACADES = {("model", "generate")}
 
@@ -98,7 +110,8 @@ def test_optional_packages_are_those_of_the_extra_named_like_the_room() -> None:
     extras = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     used = {(room, name.split(".")[0]) for _, room, name, _ in imports()}
     for room, packages in OPTIONAL.items():
-        assert {re.split("[>=]", requirement)[0] for requirement in extras[room]} == packages
+        names = {re.split("[>=]", requirement)[0] for requirement in extras[EXTRA.get(room, room)]}
+        assert {name.replace("-", "_") for name in names} == packages
         assert {(room, package) for package in packages} <= used
 
 
@@ -153,7 +166,8 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train):
+    rooms = (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train)
+    for module in (*rooms, bdh.chat, bdh.evaluation, bdh.finetune, bdh.lowrank):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bdh import lens
-    from bdh.checkpoint import import_checkpoint, load, load_state, save, save_state
+    from bdh.checkpoint import load, load_state, save, save_state
     from bdh.config import BDHConfig, TrainConfig, preset
+    from bdh.foreign import import_checkpoint
     from bdh.model import BDH
     from bdh.state import State
 
@@ -29,8 +30,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "checkpoint": ("import_checkpoint", "load", "load_state", "save", "save_state"),
+    "checkpoint": ("load", "load_state", "save", "save_state"),
     "config": ("BDHConfig", "TrainConfig", "preset"),
+    "foreign": ("import_checkpoint",),
     "model": ("BDH",),
     "state": ("State",),
 }

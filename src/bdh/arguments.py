@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bdh.config import PRETRAINING, BDHConfig, TrainConfig, preset, train_preset
-from bdh.data import Corpus
+from bdh.config import FINETUNING, PRETRAINING, BDHConfig, TrainConfig, preset, train_preset
+from bdh.data import Corpus, Template
 from bdh.data.corpora import prepared_vocabulary
 from bdh.train.run import read_facts
 
@@ -105,6 +105,62 @@ class PlanArgs(Shape):
     """Print as JSON."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetuneArgs:
+    """Settings of `bdh finetune`."""
+
+    model: Path
+    """Run directory, checkpoint directory or .pt file of the model to start from."""
+    train: Annotated[TrainConfig, FLAT] = field(default_factory=lambda: TrainConfig(**FINETUNING))
+    dataset: str | None = None
+    """Instructions to learn: alpaca, dolly, or NAME after bdh prepare NAME; prepared if they are not yet."""
+    data: Path | None = None
+    """A directory that bdh prepare wrote, or a jsonl, csv or parquet file of instructions, to learn instead."""
+    template: Template | None = None
+    """Words around an instruction: as the data is prepared, else newline."""
+    max_examples: int | None = None
+    """Learn from the first so many examples only."""
+    replay: str | None = None
+    """Text that the model was trained on (a path or a name), mixed in so that it is not forgotten."""
+    replay_share: float = 0.25
+    """Share of the rows of a batch, and of the loss, that replay gets."""
+    lora_rank: int | None = None
+    """Train changes of this rank instead of all weights."""
+    lora_alpha: float = 16.0
+    """Strength of these changes, divided by their rank."""
+    out_dir: Path | None = None
+    """Run directory; by default runs/MODEL-DATA."""
+    resume: bool = False
+    """Go on with the run in the out_dir if there is one."""
+    json: bool = False
+    """Print the result as one JSON line; progress goes to stderr."""
+
+    def __post_init__(self) -> None:
+        if self.max_examples is not None and self.max_examples < 1:
+            raise ValueError(f"--max-examples {self.max_examples}: expected an integer >= 1")
+        if not 0 < self.replay_share < 1:
+            raise ValueError(f"--replay-share {self.replay_share}: expected a number between 0 and 1")
+        if self.resume and self.lora_rank is not None:
+            raise ValueError(
+                "--resume: a run of low rank cannot go on, its checkpoints are whole models; leave it away"
+            )
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is kept."""
+        name = self.data.resolve().stem if self.data else self.dataset
+        return self.out_dir or Path("runs") / f"{self.model.resolve().stem}-{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftArgs(FinetuneArgs):
+    """Settings of `bdh sft`: those of `bdh finetune`, for a first impression."""
+
+    train: Annotated[TrainConfig, FLAT] = field(default_factory=lambda: TrainConfig(**FINETUNING | {"max_steps": 250}))
+    max_examples: int | None = 2000
+    """Learn from the first so many examples only."""
+
+
 def train_defaults(argv: Sequence[str]) -> TrainArgs:
     """Return the settings that hold where no flag is given: those of the run to resume, else of the model size.
 
@@ -134,6 +190,8 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
     stored = read_facts(named.run_dir) if given.resume_from else None
     if stored is None:
         return TrainArgs(model=model, train=train_preset(size), model_size=size)
+    if "tuned_from" in stored:
+        raise ValueError(f"{named.run_dir} is a run of bdh finetune: go on with bdh finetune and --resume")
     text = stored["text"]
     return TrainArgs(
         model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),

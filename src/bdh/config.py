@@ -235,6 +235,9 @@ class TrainConfig(Json):
     batches: Order = "windows"
     """windows: drawn at random from the text, each read from an empty memory; streams: every row reads documents from
     beginning to end, and its memory is carried from step to step."""
+    carry: int | None = None
+    """With streams: windows after which a row begins anew even inside a document; None: at the ends of documents only.
+    A memory sums all that was read, so in very long documents the recent past drowns in it."""
     bptt: Bptt = "window"
     """How far gradients go back in time: through the window, or not at all (keys and values are detached)."""
     max_steps: int = 2000
@@ -295,8 +298,11 @@ class TrainConfig(Json):
             )
         if self.seed >= 2**63:
             fail("seed", self.seed, "an integer below 2**63", "choose a smaller one")
-        if self.eval_windows is not None:
-            check_int(self, "eval_windows")
+        for name in ("eval_windows", "carry"):
+            if getattr(self, name) is not None:
+                check_int(self, name)
+        if self.carry is not None and self.batches != "streams":
+            fail("carry", self.carry, "none, since batches is windows", "add --batches streams")
         check_number(self, "learning_rate", 0.0, math.inf, open_low=True)
         check_number(self, "weight_decay", 0.0, math.inf)
         for name in ("grad_clip", "sparse_weight", "rate_weight"):
@@ -359,4 +365,14 @@ PRETRAINING: dict[str, Any] = {
     "weight_decay": 0.1,
     "clip": "adaptive",
     "grad_clip": 0.01,
+}
+
+# small steps, no pull towards zero, and rows that hold most examples of Alpaca in bytes
+FINETUNING: dict[str, Any] = {
+    "block_size": 512,
+    "learning_rate": 1e-3,
+    "warmup_steps": 50,
+    "max_steps": 1000,
+    "weight_decay": 0.0,
+    "eval_interval": 100,
 }

@@ -232,30 +232,33 @@ def generate(model: BDH, idx: Tensor, max_new_tokens: int, **options: Any) -> Te
     return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
 
 
-def as_ids(model: BDH, text: str | bytes, tokenizer: Tokenizer | None = None) -> Tensor:
-    """Return a text as ids (1, T) on the model's device.
+def as_ids(model: BDH, text: str | bytes | Tensor, tokenizer: Tokenizer | None = None) -> Tensor:
+    """Return a text as ids (1, T) on the model's device; ids pass through.
 
     Args:
         model: who is to read it.
         text: not empty.
         tokenizer: what the tokens of the model are; None: bytes.
     """
-    if tokenizer is None or tokenizer.name == ByteTokenizer.name:
+    if isinstance(text, Tensor) or tokenizer is None or tokenizer.name == ByteTokenizer.name:
         return model.as_ids(text)
     return torch.as_tensor(tokenizer.encode(text), dtype=torch.int64, device=model.encoder.device)[None]
 
 
-def remember(model: BDH, text: str | bytes, state: State | None = None, *, tokenizer: Tokenizer | None = None) -> State:
-    """Return what a model remembers after reading `text`."""
+def remember(
+    model: BDH, text: str | bytes | Tensor, state: State | None = None, *, tokenizer: Tokenizer | None = None
+) -> State:
+    """Return what a model remembers after reading `text`, or ids (1, T)."""
     return prefill(model, as_ids(model, text, tokenizer), state)[1]
 
 
 def stream_text(
     model: BDH,
-    prompt: str | bytes,
+    prompt: str | bytes | Tensor,
     max_new_tokens: int,
     *,
     stop: Sequence[str] = (),
+    end: int | None = None,
     tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> Iterator[str]:
@@ -263,9 +266,10 @@ def stream_text(
 
     Args:
         model: a model.
-        prompt: what to continue; at least one byte.
+        prompt: what to continue; at least one byte, or ids (1, T).
         max_new_tokens: how many tokens to make.
         stop: the text ends before the first of these strings.
+        end: the text ends before this token, too.
         tokenizer: what the tokens of the model are; None: the first 256 are the bytes.
         **options: as in `stream`.
 
@@ -275,17 +279,19 @@ def stream_text(
     Raises:
         ValueError: an empty prompt or stop string, or a value that `stream` refuses.
     """
-    if not prompt:
+    if not isinstance(prompt, Tensor) and not prompt:
         raise ValueError("the prompt is empty: expected at least one character, for example a newline")
     if isinstance(stop, str) or not all(stop):
         raise ValueError(f"stop={stop!r}: expected a list of non-empty strings")
     tokens = stream(model, as_ids(model, prompt, tokenizer), max_new_tokens, **options)
-    pieces = _characters(tokens, (tokenizer or ByteTokenizer()).decoder())
+    pieces = _characters(tokens, (tokenizer or ByteTokenizer()).decoder(), end)
     return _until(stop, pieces) if stop else pieces
 
 
-def _characters(tokens: Iterator[Tensor], decoder: Decoder) -> Iterator[str]:
+def _characters(tokens: Iterator[Tensor], decoder: Decoder, end: int | None) -> Iterator[str]:
     for token in tokens:
+        if token.tolist() == [end]:
+            break
         if piece := decoder.push(token.tolist()):
             yield piece
     if rest := decoder.flush():

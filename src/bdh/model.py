@@ -179,6 +179,7 @@ class BDH(nn.Module):
         owns_state: bool = False,
     ) -> tuple[Tensor, State | None]:
         """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
+        assert wants_state or state is None, "a pass that hands no state on reads none"
         self._check_ids(idx)
         if state is not None:
             state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
@@ -233,8 +234,7 @@ class BDH(nn.Module):
         xy = tap("xy_sparse", ops.product(x, y))
         return tap("v", self._normed(v + self._normed(self._write(xy)) + parts.recall(v, carried)))
 
-    # a process that holds some of the neurons has its own of these: `bdh.train.neurons`
-    def _turn(self, position: int, tokens: int) -> Tensor:
+    def _turn(self, position: int, tokens: int) -> Tensor:  # `bdh.train.neurons` has its own of this and the next
         return ops.rotation(self.config.neurons_per_head, position, tokens, like=self.encoder)
 
     def _write(self, xy: Tensor) -> Tensor:

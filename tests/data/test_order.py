@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdh.data import DocumentStreams, RandomWindows, document_starts, random_windows
+from bdh.data import DocumentStreams, RandomWindows, cut_documents, document_starts, random_windows
 from bdh.data.shards import TokenShards
 from bdh.data.streams import NOT_SCORED
 
@@ -85,3 +85,12 @@ def test_windows_are_those_of_random_windows() -> None:
         assert batch.idx.equal(expected[0])
         assert batch.targets.equal(expected[1])
         assert batch.fresh is None
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 6))
+def test_pieces_are_no_longer_than_asked_and_keep_the_beginnings(lengths: list[int], longest: int) -> None:
+    starts = np.cumsum([0, *lengths[:-1]])
+    pieces = cut_documents(starts, sum(lengths), longest)
+    assert set(starts) <= set(pieces)
+    assert max(np.diff([*pieces, sum(lengths)])) <= longest
+    assert len(pieces) == sum(-(-n // longest) for n in lengths)

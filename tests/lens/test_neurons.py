@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdh import BDH, BDHConfig
-from bdh.lens import inspect_text, neuron_statistics, neurons, readable, record
+from bdh.lens import inspect_text, neuron_statistics, readable, record, texts
 
 CONFIG = BDHConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=2, dropout=0.3)
 PLANTED = 37
@@ -45,7 +45,7 @@ BASELINE = b"the quick ones ask; no iraq\n" * 3 + b"nothing of that kind is here
 
 def test_statistics_equal_direct_computation_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = model_of().eval(), np.frombuffer(BASELINE, dtype=np.uint8)
-    monkeypatch.setattr(neurons, "BLOCK_CELLS", 3 * 16 * CONFIG.n_neurons)  # three windows at once
+    monkeypatch.setattr(texts, "BLOCK_CELLS", 3 * 16 * CONFIG.n_neurons)  # three windows at once
     stats = neuron_statistics(model, data, window=16)
     assert stats.n_bytes == len(data)
     assert len(data) % 16  # the rest is read too

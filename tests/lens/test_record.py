@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bdh import BDH, BDHConfig
 from bdh.lens import SIGNALS, Trace, names_of, record
@@ -237,3 +238,33 @@ def test_nothing_stays_behind_when_a_watched_generation_fails() -> None:
     with pytest.raises(ValueError, match="temperature"):
         record(model, ids(1, 2), mode="generate", max_new_tokens=2, temperature=-1.0)
     assert model.edits == ()
+
+
+class Work(TorchDispatchMode):
+    """Lists every tensor operation that is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.done.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["bdh", "hatching", "advanced"])
+def test_recording_is_no_work_beyond_the_pass(variant: str) -> None:
+    """What the pass made is kept as it is: no operation and no copy is added, so the cost does not grow with size."""
+    config = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4, variant=variant)
+    model, idx = BDH.from_seed(config, 0).eval(), ids(2, 5)
+    model(idx)  # rotations are computed once
+    with torch.no_grad(), Work() as plain:
+        model(idx)
+    with Work() as recorded:
+        record(model, idx)
+    with Work() as everything:
+        record(model, idx, "*")
+    with Work() as sparse:
+        record(model, idx, sparse=True)
+    assert recorded.done == everything.done == plain.done
+    assert len(sparse.done) > len(plain.done)  # the count sees work where there is some

@@ -19,6 +19,7 @@ from bdh.data import Corpus
 from bdh.planning import Message, on_devices
 from bdh.train import NeuronShard, Reporter, Run, joined
 from bdh.train.fit import Training
+from bdh.train.stopping import agreed
 from ranks import on_ranks
 
 MODEL = BDHConfig(n_layer=3, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, vocab_size=256, dropout=0.0)
@@ -45,7 +46,7 @@ def step_of_data(path: Path) -> list[tuple[int, int]]:
     with joined(30.0) as world:
         training = Training(BDH.from_seed(MODEL, 0), Corpus("all", text, text, {}), TRAIN, Run(path), reporter, world)
         with counted() as found:
-            training._stop([])
+            agreed([], world)
             training._optimizer_step()
     return found
 

@@ -14,11 +14,12 @@ from bdh.config import preset
 from bdh.data import Corpus
 from bdh.model import cross_entropy
 from bdh.sections import LIF, HiPPOMemory
-from bdh.train import Run, fit
+from bdh.train import Run, fit, manifest
 from bdh.train.reading import Reading
 from tolerances import CONTROL, SAME, error
 
 SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.0)
+HATCHING = preset("nano", n_layer=2, n_embd=16, dropout=0.0, variant="hatching")
 TRAIN = TrainConfig(
     block_size=8, batch_size=2, batches="streams", max_steps=8, warmup_steps=1, learning_rate=1e-2,
     eval_interval=4, log_interval=1, save_every=4, eval_windows=4, dtype="float32",
@@ -41,7 +42,7 @@ def model_of(config: BDHConfig = SHAPE) -> BDH:
     return model
 
 
-@pytest.mark.parametrize("config", [SHAPE, replace(SHAPE, variant="hatching")], ids=["bdh", "hatching"])
+@pytest.mark.parametrize("config", [SHAPE, HATCHING], ids=["bdh", "hatching"])
 def test_losses_are_those_of_whole_documents(config: BDHConfig) -> None:
     model = model_of(config).eval()
     reading = Reading(model, CORPUS, TRAIN)
@@ -113,7 +114,7 @@ def test_gradients_inside_a_window_are_those_of_one_pass_after_a_detached_beginn
         assert mine.norm() == 0 or error(control, theirs) > CONTROL
 
 
-@pytest.mark.parametrize("config", [SHAPE, replace(SHAPE, variant="hatching")], ids=["bdh", "hatching"])
+@pytest.mark.parametrize("config", [SHAPE, HATCHING], ids=["bdh", "hatching"])
 def test_a_resumed_run_takes_the_same_steps(config: BDHConfig, tmp_path: Path) -> None:
     train = replace(TRAIN, grad_acc_steps=2)
     fit(BDH.from_seed(config, 0), CORPUS, train, Run(tmp_path / "whole"))
@@ -133,6 +134,7 @@ def test_a_resumed_run_takes_the_same_steps(config: BDHConfig, tmp_path: Path) -
     for number in range(2):
         file = f"state-{number}.safetensors"
         (forgetful / "checkpoints/step-00000004" / file).write_bytes((source / file).read_bytes())
+    manifest.write(forgetful / "checkpoints/step-00000004")
     fit(BDH.from_seed(config, 1), CORPUS, train, Run(forgetful))
     mine, theirs = (load_file(folder / end / "model.safetensors") for folder in (forgetful, tmp_path / "whole"))
     assert not mine["encoder"].equal(theirs["encoder"])

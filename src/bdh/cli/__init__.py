@@ -12,10 +12,14 @@ from collections.abc import Callable, Sequence
 
 from bdh import __version__
 from bdh.arguments import plan_defaults, pretrain_defaults, train_defaults
+from bdh.cli.evaluating import run_eval
+from bdh.cli.lens import LENS
 from bdh.cli.looking import inspect
-from bdh.cli.speaking import convert, doctor, generate
+from bdh.cli.probing import probe
+from bdh.cli.speaking import chat, convert, doctor, generate
 from bdh.cli.texts import prepare
 from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
+from bdh.cli.tuning import finetune, sft
 from bdh.parsing import Group, parse
 from bdh.train import LostRankError, NonFiniteError
 
@@ -24,8 +28,14 @@ ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "sft": sft,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect,
+    "probe": probe,
+    "lens": LENS,
+    "eval": run_eval,
     "prepare": prepare,
     "plan": plan,
     "bench": run_bench,

@@ -10,12 +10,20 @@ from typing import Literal
 from rich.console import Console
 
 from bdh import lens
-from bdh.cli.shared import corpus_of, json_text, open_model
-from bdh.data import spread
+from bdh.cli.shared import corpus_of, json_text, open_model, window_of
+from bdh.data import Corpus, spread
+from bdh.model import BDH
 
 BASELINE_BYTES = 4_096, 65_536
 """Least and most validation text that `bdh inspect` compares with; a large model reads less, to answer in a minute."""
 BASELINE_WORK = 2**36
+
+
+def baseline_of(model: BDH, corpus: Corpus) -> bytes:
+    """Return as much validation text as the model reads in about a minute."""
+    least, most = BASELINE_BYTES
+    affordable = BASELINE_WORK // (model.config.n_layer * model.config.n_parameters)
+    return spread(corpus.validation.tobytes(), min(most, max(least, affordable)))
 
 
 def inspect(
@@ -50,11 +58,15 @@ def inspect(
     corpus = corpus_of(model, dataset, data)
     if not text:
         raise ValueError("the text is empty: expected at least one character")
-    least, most = BASELINE_BYTES
-    affordable = BASELINE_WORK // (hatchling.config.n_layer * hatchling.config.n_parameters)
-    baseline = spread(corpus.validation.tobytes(), min(most, max(least, affordable)))
+    baseline = baseline_of(hatchling, corpus)
     found = lens.inspect_text(
-        hatchling, hatchling.as_ids(text), baseline, signal=signal, telling=top, contexts=contexts
+        hatchling,
+        hatchling.as_ids(text),
+        baseline,
+        signal=signal,
+        telling=top,
+        contexts=contexts,
+        window=window_of(model),
     )
     if json:
         print(json_text(found.to_dict()))

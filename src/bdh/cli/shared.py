@@ -9,24 +9,50 @@ from typing import Any
 
 from bdh import checkpoint
 from bdh.data import ByteTokenizer, Corpus, load_corpus
+from bdh.foreign import import_checkpoint
 from bdh.model import BDH
 from bdh.train.run import read_facts
 
 
 def open_model(path: Path) -> BDH:
     """Return the model of a run directory, a checkpoint directory or a .pt file."""
-    return checkpoint.import_checkpoint(path) if path.is_file() else checkpoint.load(path)
+    return import_checkpoint(path) if path.is_file() else checkpoint.load(path)
+
+
+def open_byte_model(path: Path) -> BDH:
+    """Return the model of such a path, whose tokens are bytes."""
+    model = open_model(path)
+    check_bytes(path)
+    return model
+
+
+def check_bytes(model: Path) -> None:
+    """Raise ValueError for other tokens: what is shown of texts, and what is measured on them, are bytes."""
+    if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
+        raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
+
+
+def run_facts(model: Path) -> dict[str, Any] | None:
+    """Return what is known about the run that a model, or a checkpoint in it, is from; None if it is from none."""
+    in_run = model.parent.name == "checkpoints"
+    return read_facts(model.resolve().parents[1] if in_run else model)
+
+
+def window_of(model: Path) -> int:
+    """Return how many bytes of a text to read from one empty memory: no more than in training, and at most 256.
+
+    Beyond, a model may predict worse, and be another than the one that it was trained to be.
+    """
+    facts = run_facts(model)
+    return 256 if facts is None else min(256, int(facts["train"]["block_size"]))
 
 
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
-    in_run = model.parent.name == "checkpoints"
-    facts = None if dataset or data else read_facts(model.resolve().parents[1] if in_run else model)
-    if facts is not None:
+    facts = None if dataset or data else run_facts(model)
+    if facts is not None and facts["text"]:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]
-    # what is shown of texts, and what is measured on them, are bytes
-    if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
-        raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
+    check_bytes(model)
     corpus = load_corpus(dataset or "shakespeare", data=data, progress=lambda line: print(line, file=sys.stderr))
     if corpus.tokenizer.name != ByteTokenizer.name:
         raise ValueError(f"{corpus.name} is prepared as tokens that are not bytes: expected a text of bytes")

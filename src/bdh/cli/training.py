@@ -77,9 +77,9 @@ def _open_run(args: TrainArgs) -> Run:
     if args.resume_from not in (None, "auto") and args.out_dir not in (None, args.run_dir):
         raise ValueError(f"--resume-from {args.resume_from} goes on in that directory: leave --out-dir away")
     run = Run(args.run_dir)
-    if run.last is None and args.resume_from not in (None, "auto"):
+    if not run.kept() and args.resume_from not in (None, "auto"):
         raise ValueError(f"--resume-from {args.resume_from}: no checkpoint there; expected a run directory")
-    if run.last is not None and args.resume_from is None:
+    if run.kept() and args.resume_from is None:
         raise ValueError(f"{run.path} holds a run already: add --resume-from auto to go on, or give another --out-dir")
     return run
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from bdh.config import Order as Batches
 from bdh.data import plays, shards, streams, subwords, synthetic
 from bdh.data.download import (
     CorpusError,
@@ -22,7 +24,9 @@ from bdh.data.download import (
     fetch_wheel,
     sha256,
 )
+from bdh.data.order import DocumentStreams, Order, RandomWindows, cut_documents, document_starts
 from bdh.data.sources import KNOWN
+from bdh.data.templates import Prompting
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = ["CORPORA", "Corpus", "CorpusError", "load_corpus"]
@@ -62,6 +66,8 @@ validation 10; use --block-size 9 or less, or a longer text
     """bytes of validation text per token of it"""
     known_hashes: tuple[str, str] | None = None
     """see `hashes`"""
+    prompting: Prompting | None = None
+    """how a model that learns from it is to be asked, if it learns to answer"""
 
     @functools.cached_property
     def hashes(self) -> tuple[str, str]:
@@ -70,6 +76,26 @@ validation 10; use --block-size 9 or less, or a longer text
             return self.known_hashes
         train, validation = (hashlib.sha256(split.tobytes()).hexdigest() for split in (self.train, self.validation))
         return train, validation
+
+    @property
+    def opening(self) -> npt.NDArray[Any]:
+        """What a sample of a model that learns from it goes on from."""
+        return np.array([10 if self.separator is None else self.separator])
+
+    def order(self, batches: Batches, *, carry: int | None = None, **shape: Any) -> Order:
+        """Return the order in which training reads it; the shape as in `RandomWindows`.
+
+        Args:
+            batches: windows or streams.
+            carry: windows after which a stream begins anew even inside a document; None: never.
+            **shape: seed, batch_size, block_size, passes.
+        """
+        if batches == "windows":
+            return RandomWindows(self.train, **shape)
+        starts = document_starts(self.train, self.separator)
+        if carry is not None:
+            starts = cut_documents(starts, len(self.train), carry * shape["block_size"])
+        return DocumentStreams(self.train, starts, **shape)
 
     def validation_windows(self, block_size: int, max_windows: int | None) -> streams.Batch:
         """Return the windows of `fixed_windows`, with separators among the targets as `NOT_SCORED`."""

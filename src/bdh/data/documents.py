@@ -9,15 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 from bdh.data.download import CorpusError
 from bdh.data.rows import PIECE, Row, read_rows
+from bdh.data.templates import Template, fill
 
 Kind = Literal["auto", "instructions", "pairs"]
-Template = Literal["newline", "official", "short"]
 Context = Literal["input", "append"]
 
-_HEAD = "Below is an instruction that describes a task"
-_TAIL = "Write a response that appropriately completes the request.\n\n"
-_PREAMBLE = f"{_HEAD}. {_TAIL}"
-_PREAMBLE_WITH_INPUT = f"{_HEAD}, paired with an input that provides further context. {_TAIL}"
 _ANSWERS = ("output", "response")
 
 
@@ -117,25 +113,6 @@ def as_pair(values: dict[str, Any], languages: tuple[str, str]) -> bytes:
     digest = hashlib.blake2b(b"\0".join(texts.values()), digest_size=1).digest()
     source, target = languages if digest[0] % 2 == 0 else languages[::-1]
     return b"<F:%b>%b<T:%b>%b" % (source.encode(), texts[source], target.encode(), texts[target])
-
-
-def fill(template: Template, instruction: str, given: str = "") -> str:
-    """Return the prompt of an instruction, in the words of Alpaca.
-
-    Args:
-        template: "official" ends right after "Response:"; "newline" goes on to the next line, so that the answer
-            begins on its own; "short" is that without the first paragraph.
-        instruction: what to do.
-        given: what to do it with; may be empty.
-
-    Examples:
-        >>> fill("short", "Add the numbers.", "1, 2")
-        '### Instruction:\\nAdd the numbers.\\n\\n### Input:\\n1, 2\\n\\n### Response:\\n'
-    """
-    preamble = "" if template == "short" else _PREAMBLE_WITH_INPUT if given else _PREAMBLE
-    middle = f"### Input:\n{given}\n\n" if given else ""
-    end = "" if template == "official" else "\n"
-    return f"{preamble}### Instruction:\n{instruction}\n\n{middle}### Response:{end}"
 
 
 def as_bytes(text: Any) -> bytes:

@@ -9,7 +9,7 @@ Shapes: B rows of a batch, T tokens of a window (`block_size`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,15 @@ class Batch(NamedTuple):
     """(B, T) the tokens after them; `NOT_SCORED` where there is none."""
     fresh: Tensor | None
     """(B,) which rows begin anew; None where all do, at every pass."""
+    weight: float | None = None
+    """Share of the loss of the step; None: that of the scored tokens."""
+
+
+class Order(Protocol):
+    """A pure function of the step."""
+
+    def passes(self, step: int) -> Iterator[Batch]:
+        """Yield what the passes of a step read."""
 
 
 class RandomWindows:
@@ -148,6 +157,20 @@ class DocumentStreams:
         found = self._tokens[np.where(there, begin[:, None] + steps, begin[:, None])].astype(np.int64)
         idx, targets = np.where(there[:, 1:], found[:, :-1], 0), np.where(there[:, 1:], found[:, 1:], NOT_SCORED)
         return torch.from_numpy(idx), torch.from_numpy(targets)
+
+
+def cut_documents(starts: npt.ArrayLike, total: int, longest: int) -> npt.NDArray[np.int64]:
+    """Return where pieces begin when documents are cut into pieces of at most so many tokens.
+
+    Examples:
+        >>> cut_documents([0, 7], total=10, longest=3).tolist()
+        [0, 3, 6, 7]
+    """
+    begin = np.asarray(starts, np.int64)
+    count = -(-(np.append(begin[1:], total) - begin) // longest)
+    first = np.repeat(np.cumsum(count) - count, count)  # of the document that a piece is from
+    pieces: npt.NDArray[np.int64] = np.repeat(begin, count) + (np.arange(count.sum()) - first) * longest
+    return pieces
 
 
 def document_starts(tokens: Tokens, separator: int | None) -> npt.NDArray[np.int64]:

@@ -16,9 +16,10 @@ from typing import Any
 
 from bdh.data import hub, shards, sources, subwords
 from bdh.data.corpora import PREPARED
-from bdh.data.documents import Context, Document, Template
+from bdh.data.documents import Context, Document
 from bdh.data.download import CorpusError
 from bdh.data.shards import SPLITS, SplitWriter
+from bdh.data.templates import Template
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
 from bdh.files import sync, write_text
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdh.data.documents import Context, Kind, Reading, Template
+from bdh.data.documents import Context, Kind, Reading
 from bdh.data.download import CorpusError
 from bdh.data.hub import Hub, Remote
 from bdh.data.rows import SUFFIXES, data_files
 from bdh.data.shards import SPLITS
+from bdh.data.templates import Template
 
 _VALIDATION = {"validation", "valid", "val", "dev"}
 

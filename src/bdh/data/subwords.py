@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ class SubwordTokenizer:
         definition: what its tokenizer.json holds.
 
     Raises:
-        ValueError: the package is missing, this is no tokenizer, or it has no token between documents.
+        ValueError: the package is missing, or this is no tokenizer.
     """
 
     name = FILE
@@ -42,11 +43,18 @@ class SubwordTokenizer:
         self._tokenizer.no_padding()
         self.vocab_size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         """How many ids there are."""
+
+    @property
+    def separator(self) -> int:
+        """The id that every document begins with.
+
+        Raises:
+            ValueError: there is none; texts that are one document can do without.
+        """
         found = [token for token in map(self._tokenizer.token_to_id, ENDS) if token is not None]
         if not found:
             raise ValueError(f"the tokenizer has no token between documents: expected one of {', '.join(ENDS)}")
-        self.separator: int = found[0]
-        """The id that every document begins with."""
+        return int(found[0])
 
     def definition(self) -> str:
         """Return what tokenizer.json holds."""
@@ -67,6 +75,27 @@ class SubwordTokenizer:
         """Turn ids into text."""
         text: str = self._tokenizer.decode(to_integers(ids).tolist(), skip_special_tokens=False)
         return text
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Return how many bytes of text each id stands for, `(vocab_size,)`; ids that stand for nothing have 0.
+
+        Examples:
+            >>> tokenizer = train_bpe(iter([b"the cat sat"] * 9), 260)
+            >>> int(tokenizer.token_bytes()[tokenizer.encode("the cats, né")].sum())
+            13
+        """
+        sizes = np.zeros(self.vocab_size, np.int64)
+        parts = json.loads(self.definition())
+        if (parts["decoder"] or {}).get("type") == "ByteLevel":  # its alphabet has a character per byte
+            for word, token in self._tokenizer.get_vocab().items():
+                sizes[token] = len(word)
+            return sizes
+        # others join words by spaces: what a token adds after another is what it stands for
+        before = next(token for word, token in self._tokenizer.get_vocab().items() if word.isalpha())
+        start = len(self.decode([before]).encode())
+        for token in self._tokenizer.get_vocab().values():
+            sizes[token] = len(self.decode([before, token]).encode()) - start
+        return sizes
 
     def decoder(self) -> Decoder:
         """Return what decodes a stream; a character is given out when all of it is there."""

@@ -49,6 +49,9 @@ class Tokenizer(Protocol):
     def decoder(self) -> Decoder:
         """Return what decodes a stream."""
 
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Return how many bytes of text each id stands for, `(vocab_size,)`."""
+
     def definition(self) -> str | None:
         """Return what tokenizer.json holds; None: there is none."""
 
@@ -113,6 +116,10 @@ class ByteTokenizer:
     def decoder(self) -> "TextDecoder":
         """Return what decodes a stream."""
         return TextDecoder()
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Return 1 for each id."""
+        return np.ones(256, np.int64)
 
     def definition(self) -> None:
         """Bytes need no tokenizer.json."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bdh.lens.activity import Activity
 from bdh.lens.density import Density
 
 if TYPE_CHECKING:  # it stands above this page: it reads models
@@ -124,6 +126,8 @@ class Inspection:
     words: tuple[Word, ...]
     telling: tuple[Telling, ...]
     raster: Raster
+    activity: Activity
+    """All neurons at all bytes, for a picture; not in the JSON."""
     n_unseen: int
     """(level, neuron) pairs that fire here but fewer than `min_fires` times in the validation text: not ranked."""
     mechanisms: Mechanisms | None = None
@@ -137,7 +141,9 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that goes into JSON (no NaN; numbers with six digits; the text as a list of bytes)."""
-        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        whole = dataclasses.asdict(self)
+        del whole["activity"]
+        values: dict[str, Any] = plain(whole)
         values["surprisal"] = plain(self.surprisal)
         values["mechanisms"] = None if self.mechanisms is None else self.mechanisms.to_dict()
         return values
@@ -167,6 +173,18 @@ def readable(data: bytes, space: str = " ") -> list[str]:
             length = len(char.encode()) if char.isprintable() else 0
             shown += [char, *[""] * (length - 1)] if length else [f"0x{data[at]:02X}"]
     return shown
+
+
+def token_names(ids: Sequence[int]) -> list[str]:
+    """Return one string per token of a byte vocabulary; ids beyond the bytes, of one that was grown, as #id.
+
+    Examples:
+        >>> token_names([104, 105, 32, 300])
+        ['h', 'i', '␣', '#300']
+    """
+    if all(token < 256 for token in ids):
+        return readable(bytes(ids), "␣")
+    return [readable(bytes([token]), "␣")[0] if token < 256 else f"#{token}" for token in ids]
 
 
 def _character(data: bytes) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from bdh.config import BDHConfig
 from bdh.model import BDH
@@ -83,9 +84,13 @@ def names_of(model: BDH) -> tuple[str, ...]:
 
 def places_of(model: BDH) -> dict[str, Place]:
     """Return the place of each name of this model, in the order of the walk."""
-    here = [place for place in PLACES if model.config.lif.on or not place.name.endswith(".spikes")]
+    return _places(model.config.n_layer, model.config.lif.on)
+
+
+def _places(n_layer: int, spiking: bool) -> dict[str, Place]:
+    here = [place for place in PLACES if spiking or not place.name.endswith(".spikes")]
     first, inside, last = here[0], here[1:-1], here[-1]
-    levels = {place.at(level): place for level in range(model.config.n_layer) for place in inside}
+    levels = {place.at(level): place for level in range(n_layer) for place in inside}
     return {first.name: first, **levels, last.name: last}
 
 
@@ -116,8 +121,14 @@ def matching(model: BDH, patterns: str | Sequence[str]) -> dict[str, Place]:
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     if not patterns:
         raise ValueError("names=(): expected at least one name or pattern; for example 'layers.*.x_sparse'")
-    known = places_of(model)
-    own, foreign = {name: name for name in known}, _aliases(model, known)
+    return dict(_matching(model.config.n_layer, model.config.lif.on, patterns))
+
+
+# who records token by token asks at every token: looking names up again would cost more than keeping the tensors
+@lru_cache(maxsize=64)
+def _matching(n_layer: int, spiking: bool, patterns: tuple[str, ...]) -> Mapping[str, Place]:
+    known = _places(n_layer, spiking)
+    own, foreign = {name: name for name in known}, _aliases(n_layer, known)
     wanted: set[str] = set()
     for pattern in patterns:
         # "*_v" means names of this package: the other ones answer only to patterns that begin like them
@@ -129,8 +140,8 @@ def matching(model: BDH, patterns: str | Sequence[str]) -> dict[str, Place]:
     return {name: place for name, place in known.items() if name in wanted}
 
 
-def _aliases(model: BDH, known: dict[str, Place]) -> dict[str, str]:
-    levels = range(model.config.n_layer)
+def _aliases(n_layer: int, known: dict[str, Place]) -> dict[str, str]:
+    levels = range(n_layer)
     places = dict.fromkeys(known.values())
     aliases = [place.alias.format(i=level) for place in places for level in (levels if place.is_of_level else [0])]
     return {alias: canonical(alias) for alias in [*aliases, *(f"blocks.{i}.hook_resid_pre" for i in levels)]}
@@ -146,6 +157,33 @@ def check_signal(signal: str) -> None:
     """Raise ValueError unless `signal` is one of `SIGNALS`."""
     if signal not in SIGNALS:
         raise ValueError(f"signal={signal!r}: expected one of {', '.join(SIGNALS)}; {near(signal, SIGNALS)}")
+
+
+def neuron_id(name: int | str, config: BDHConfig) -> int:
+    """Return the global id h*K + k of a neuron that is called by it, or by head and neuron inside the head.
+
+    Args:
+        name: a global id (4521, "4521"), or "h1:425".
+        config: of the model.
+
+    Raises:
+        ValueError: no such neuron, or no name of one.
+
+    Examples:
+        >>> config = BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
+        >>> neuron_id("h1:7", config), neuron_id(39, config)
+        (39, 39)
+    """
+    found = re.fullmatch(r"(?:h(\d+):)?(\d+)", str(name).strip())
+    N, H, K = config.n_neurons, config.n_head, config.neurons_per_head
+    expected = f"expected 0..{N - 1}, or h0:0 .. h{H - 1}:{K - 1} for head and neuron inside it"
+    if found is None:
+        raise ValueError(f"neuron {name!r}: {expected}")
+    head, number = (None if part is None else int(part) for part in found.groups())
+    assert number is not None
+    if (head is None and number >= N) or (head is not None and (head >= H or number >= K)):
+        raise ValueError(f"neuron {name}: there is no such neuron; {expected}")
+    return number if head is None else head * K + number
 
 
 def table() -> str:

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bdh.lens.activity import pack_activity
 from bdh.lens.density import Density, DensityTap, init_density
-from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Pair, Raster, Telling, Word, readable
+from bdh.lens.inspection import (
+    ByteView,
+    Context,
+    Firing,
+    Inspection,
+    Pair,
+    Raster,
+    Telling,
+    Word,
+    readable,
+    token_names,
+)
 from bdh.lens.mechanisms import inspect_mechanisms
-from bdh.lens.names import check_signal
+from bdh.lens.sums import Sums
+from bdh.lens.texts import Ids, as_bytes, blocks, context_at, level_names, to_ids
 from bdh.model import BDH, evaluating
 
 Rank = Literal["z", "activation"]
-Ids = bytes | npt.NDArray[Any] | Tensor
-BLOCK_CELLS = 2**22
-"""Activations (tokens x neurons) held at once while validation text is read."""
-
 RASTER_ROWS = 240
 """Most rows of a raster: what a page can show."""
 
@@ -78,27 +87,21 @@ def neuron_statistics(model: BDH, ids: Ids, *, signal: str = "x_sparse", window:
         >>> neuron_statistics(model, b"to be or not to be").rate.shape
         torch.Size([2, 64])
     """
-    names = _level_names(model, signal)
-    data = _as_bytes(ids, "validation text")
-    shape = (model.config.n_layer, model.config.n_neurons)
-    total, squares = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    largest, fires = torch.full(shape, -math.inf), torch.zeros(shape, dtype=torch.int64)
-    count = DensityTap(shape[0])
+    names = level_names(model, signal)
+    data = as_bytes(ids, "validation text")
+    sums, count = Sums(model.config.n_layer, model.config.n_neurons), DensityTap(model.config.n_layer)
 
     def add(name: str, tensor: Tensor) -> Tensor:
         if name in names:
-            level, values = names[name], tensor.cpu().double()  # (B, H, T, K)
-            total[level] += values.sum((0, 2)).flatten()
-            squares[level] += values.square().sum((0, 2)).flatten()
-            largest[level] = torch.maximum(largest[level], values.amax((0, 2)).flatten().float())
-            fires[level] += (values > 0).sum((0, 2)).flatten()
+            for sequence in tensor.float().cpu().numpy():  # (H, T, K)
+                for head, a in enumerate(sequence):
+                    sums.add(names[name], slice(head * a.shape[1], (head + 1) * a.shape[1]), a, a > 0)
         return count(name, tensor)
 
     with evaluating(model):
-        for _, idx in _blocks(model, data, window):
+        for _, idx in blocks(model, data, window):
             model(idx, tap=add)
-    mean = total / len(data)
-    std = (squares / len(data) - mean.square()).clamp(min=0).sqrt()
+    mean, std, largest, fires = map(torch.from_numpy, sums.result(len(data)))
     return NeuronStatistics(mean, std, largest, fires, len(data), count.result())
 
 
@@ -148,7 +151,7 @@ def inspect_text(
     for name, value in {"top": top, "telling": telling, "contexts": contexts, "min_fires": min_fires}.items():
         if value < 1:
             raise ValueError(f"{name}={value}: expected an integer >= 1")
-    text, baseline = _as_bytes(idx, "text"), _as_bytes(baseline_ids, "validation text")
+    text, baseline = as_bytes(idx, "text"), as_bytes(baseline_ids, "validation text")
     stats = neuron_statistics(model, baseline, signal=signal, window=window)
     words = [match.span() for match in re.finditer(rb"[^ \t\n\r\v\f]+", text.tobytes())]
     reader = _Reader(model, stats, signal, rank, text, words, (top, telling, min_fires))
@@ -163,7 +166,7 @@ def inspect_text(
         n_baseline=len(baseline),
         min_fires=min_fires,
         density=reader.count.result(),
-        density_init=init_density(c, _ids(model, text[None]), seed),
+        density_init=init_density(c, to_ids(model, text[None]), seed),
         density_baseline=stats.density,
         bytes=reader.byte_views(),
         words=tuple(
@@ -172,9 +175,13 @@ def inspect_text(
         ),
         telling=tuple(_telling(f, stats, reader, found) for f, found in zip(reader.telling, places, strict=True)),
         raster=raster,
+        activity=pack_activity(reader.levels, c.neurons_per_head),
         n_unseen=reader.n_unseen,
         mechanisms=inspect_mechanisms(
-            model, _ids(model, text[None]), _ids(model, baseline), neurons=[(f.level, f.neuron) for f in reader.telling]
+            model,
+            to_ids(model, text[None]),
+            to_ids(model, baseline),
+            neurons=[(f.level, f.neuron) for f in reader.telling],
         ),
     )
 
@@ -188,16 +195,17 @@ class _Reader:
     ) -> None:  # fmt: skip
         self.stats, self.rank, self.text, self.words = stats, rank, text, words
         self.top, self.n_telling, self.min_fires = counts
-        self.names, self.K = _level_names(model, signal), model.config.neurons_per_head
+        self.names, self.K = level_names(model, signal), model.config.neurons_per_head
         self.count = DensityTap(model.config.n_layer)
         self.mean = torch.zeros_like(stats.mean)
         self.activity: list[list[float]] = []
+        self.levels: list[Tensor] = []
         self.n_unseen = 0
         self._of_byte: list[list[Firing]] = [[] for _ in text]
         self._of_word: list[list[Firing]] = [[] for _ in words]
         self._of_text: list[Firing] = []
         with evaluating(model):
-            logits, _ = model(_ids(model, text[None]), tap=self)
+            logits, _ = model(to_ids(model, text[None]), tap=self)
         self.log_p = logits[0].double().cpu().log_softmax(-1)  # (T, V)
         self.by_byte = [self._best(found, rank, self.top) for found in self._of_byte]
         self.by_word = [self._best(found, rank, self.top) for found in self._of_word]
@@ -215,6 +223,7 @@ class _Reader:
         z = ((a - stats.mean[level].float()) / stats.std[level].float()).masked_fill(~scored, -math.inf)
         score = z if self.rank == "z" else a.masked_fill(a <= 0, -math.inf)
         self.mean[level] = a.double().mean(0)
+        self.levels.append(a)
         self.activity.append((a > 0).double().mean(1).tolist())
         self.n_unseen += int(((a > 0).any(0) & ~often).sum())
         for position, found in enumerate(self._of_byte):
@@ -254,7 +263,7 @@ class _Reader:
         surprisal = [None, *(-self.log_p[t, byte].item() for t, byte in enumerate(self.text[1:].tolist()))]
         return tuple(
             ByteView(
-                byte, shown, surprisal[t], _shown(int(following[t])), p[t].exp().item(),
+                byte, shown, surprisal[t], token_names([int(following[t])])[0], p[t].exp().item(),
                 tuple(level[t] for level in self.activity), self.by_byte[t],
             )
             for t, (byte, shown) in enumerate(zip(self.text.tolist(), readable(self.text.tobytes(), "␣"), strict=True))
@@ -268,7 +277,7 @@ def _raster(model: BDH, reader: _Reader, signal: str, text: npt.NDArray[np.uint8
     spans = (*reader.by_word, *reader.by_byte)
     found = [*reader.telling, *(span[rank] for rank in range(reader.top) for span in spans if rank < len(span))]
     chosen = list(dict.fromkeys((f.level, f.neuron) for f in found))[:RASTER_ROWS]
-    values = _gather(model, _ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
+    values = gather(model, to_ids(model, text[None]), signal, chosen)[:, 0]  # (rows, T)
     peak = values.numpy().argmax(-1) if chosen else np.zeros(0, dtype=np.int64)
     order = sorted(range(len(chosen)), key=lambda row: (chosen[row][0], int(peak[row]), chosen[row][1]))
     return Raster(
@@ -290,8 +299,8 @@ def _contexts(
         return []
     values, positions = [], []
     with evaluating(model):
-        for start, idx in _blocks(model, data, window):
-            block = _gather(model, idx, signal, chosen).numpy()  # (rows, B, T)
+        for start, idx in blocks(model, data, window):
+            block = gather(model, idx, signal, chosen).numpy()  # (rows, B, T)
             at = block.argmax(-1)
             values.append(np.take_along_axis(block, at[..., None], -1)[..., 0])
             positions.append(start + np.arange(idx.shape[0]) * idx.shape[1] + at)
@@ -299,23 +308,12 @@ def _contexts(
     best = np.argsort(-value, axis=1, kind="stable")[:, :k]
     return [
         tuple(
-            _context(data, int(position[row, w]), value[row, w].item(), margin) for w in best[row] if value[row, w] > 0
+            context_at(data, int(position[row, w]), value[row, w].item(), margin)
+            for w in best[row]
+            if value[row, w] > 0
         )
         for row in range(len(chosen))
     ]
-
-
-def _context(data: npt.NDArray[np.uint8], position: int, activation: float, margin: int) -> Context:
-    start, stop = max(0, position - margin), min(len(data), position + margin + 1)
-    # whole characters: a continuation byte is 10xxxxxx
-    while start < position and data[start] & 0xC0 == 0x80:
-        start += 1
-    while stop < len(data) and data[stop] & 0xC0 == 0x80:
-        stop += 1
-    shown = readable(data[start:stop].tobytes())
-    at = position - start
-    driver = {" ": "␣", "": f"0x{data[position]:02X}"}.get(shown[at], shown[at])
-    return Context(position, "".join(shown[:at]), driver, "".join(shown[at + 1 :]), activation)
 
 
 def _telling(firing: Firing, stats: NeuronStatistics, reader: _Reader, contexts: tuple[Context, ...]) -> Telling:
@@ -331,9 +329,9 @@ def _telling(firing: Firing, stats: NeuronStatistics, reader: _Reader, contexts:
     )
 
 
-def _gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Tensor:
+def gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Tensor:
     """Activations of the chosen (level, neuron) pairs at each token, (rows, B, T), on the CPU."""
-    names, K = _level_names(model, signal), model.config.neurons_per_head
+    names, K = level_names(model, signal), model.config.neurons_per_head
     out = torch.zeros(len(chosen), *idx.shape)
 
     def pick(name: str, tensor: Tensor) -> Tensor:
@@ -347,43 +345,3 @@ def _gather(model: BDH, idx: Tensor, signal: str, chosen: Sequence[Pair]) -> Ten
     with evaluating(model):
         model(idx, tap=pick)
     return out
-
-
-def _blocks(model: BDH, data: npt.NDArray[np.uint8], window: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (position of the first byte, ids (B, window)) over the text, its rest (1, fewer) last."""
-    if window < 1:
-        raise ValueError(f"window={window}: expected an integer >= 1, for example 256")
-    whole = len(data) // window * window
-    size = window * max(1, BLOCK_CELLS // (window * model.config.n_neurons))
-    for start in range(0, whole, size):
-        yield start, _ids(model, data[start : min(start + size, whole)].reshape(-1, window))
-    if whole < len(data):
-        yield whole, _ids(model, data[None, whole:])
-
-
-def _level_names(model: BDH, signal: str) -> dict[str, int]:
-    check_signal(signal)
-    return {f"layers.{level}.{signal}": level for level in range(model.config.n_layer)}
-
-
-def _ids(model: BDH, data: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(data.astype(np.int64)).to(model.encoder.device)
-
-
-def _shown(token: int) -> str:
-    """A predicted token; ids beyond the bytes belong to a vocabulary that was grown."""
-    return readable(bytes([token]), "␣")[0] if token < 256 else f"#{token}"
-
-
-def _as_bytes(ids: Ids, what: str) -> npt.NDArray[np.uint8]:
-    """Check one sequence of byte ids, (T,) or (1, T)."""
-    if isinstance(ids, bytes):
-        data = np.frombuffer(ids, dtype=np.uint8)
-    else:
-        data = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    data = data[0] if data.ndim == 2 and len(data) == 1 else data
-    if data.ndim != 1 or data.size == 0 or data.dtype.kind not in "iu":
-        raise ValueError(f"{what}: expected a non-empty sequence of byte ids (T,), got {data.dtype} {data.shape}")
-    if data.min() < 0 or data.max() > 255:
-        raise ValueError(f"{what}: expected byte ids 0..255, got {data.min()}..{data.max()}; encode it as UTF-8 bytes")
-    return data.astype(np.uint8)

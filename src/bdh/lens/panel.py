@@ -15,15 +15,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bdh.files import replacing_file
+from bdh.lens.page import notebook, text
 from bdh.lens.svg import Picture
 
 Cell = str | int | float | bool | None
 Badge = Literal["measured", "reported by the paper"]
+SHOWN_ROWS = 500
+"""Rows of a table on a page; a file has them all."""
+_LINKED = ("neuron", "level", "byte")
+_NUM = ' class="num"'
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns with names, and rows.
+
+    A page links a column `neuron` (global ids) to its other panels, with the columns `level` and `byte` (a position in
+    the text) where there are such.
 
     Examples:
         >>> table = Table(("neuron", "rate"), ((12, 0.25), (47, 0.5)))
@@ -56,11 +64,25 @@ class Table:
             write(self, work)
         return target
 
-    def html(self) -> str:
-        """Return the table as HTML, numbers with four digits."""
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
-        rows = "".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in self.rows)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    def html(self, limit: int = SHOWN_ROWS) -> str:
+        """Return the first rows as HTML, numbers with four digits, and say how many there are."""
+        numbers = [all(isinstance(row[n], int | float | None) for row in self.rows) for n in range(len(self.columns))]
+        head = "".join(
+            f'<th scope="col"{_NUM if number else ""}>{escape(name)}</th>'
+            for name, number in zip(self.columns, numbers, strict=True)
+        )
+        body = "".join(map(self._row, self.rows[:limit]))
+        left = len(self.rows) - limit
+        more = f'<p class="note">{left:,} more rows of {len(self.rows):,} are in the files.</p>' if left > 0 else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+    def _row(self, row: tuple[Cell, ...]) -> str:
+        link = {name: cell for name, cell in zip(self.columns, row, strict=True) if name in _LINKED}
+        cells = [
+            _chip(link) if name == "neuron" and type(cell) is int else _html_cell(cell)
+            for name, cell in zip(self.columns, row, strict=True)
+        ]
+        return f"<tr>{''.join(cells)}</tr>"
 
 
 @dataclass(frozen=True)
@@ -82,55 +104,87 @@ class Panel:
     """Lines of Python that compute it again."""
     command: str = ""
     """The command line that does."""
+    view: str = ""
+    """HTML, escaped already, that a page shows in place of the pictures."""
 
     def __post_init__(self) -> None:
         assert self.baseline, f"panel {self.key} says nothing to compare with"
 
-    def save(self, folder: str | os.PathLike[str], tables: Sequence[str] = (".csv",)) -> list[Path]:
-        """Write pictures (SVG) and tables of the panel to files KEY-1.svg, KEY-1.csv, ... in a folder.
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        pictures: Sequence[str] = (".svg", ".png"),
+        tables: Sequence[str] = (".csv", ".parquet"),
+    ) -> list[Path]:
+        """Write pictures and tables of the panel to files KEY-1.svg, KEY-1.csv, ... in a folder.
 
         Args:
             folder: made if it does not exist.
-            tables: endings, of .csv and .parquet.
+            pictures: endings, of .svg and .png (which needs matplotlib).
+            tables: endings, of .csv and .parquet (which needs pyarrow).
 
         Returns:
             The files.
+
+        Raises:
+            ValueError: another ending, or the package for it is missing.
         """
         where = Path(folder)
         where.mkdir(parents=True, exist_ok=True)
-        drawn = [picture.save(where / f"{self.key}-{n}.svg") for n, picture in enumerate(self.pictures, 1)]
-        kept = [
-            table.save(where / f"{self.key}-{n}{ending}")
-            for n, table in enumerate(self.tables.values(), 1)
-            for ending in tables
+        kinds: list[tuple[Sequence[str], Sequence[Picture | Table]]] = [
+            (pictures, self.pictures),
+            (tables, list(self.tables.values())),
         ]
-        return drawn + kept
+        return [
+            one.save(where / f"{self.key}-{n}{ending}")
+            for endings, things in kinds
+            for n, one in enumerate(things, 1)
+            for ending in endings
+        ]
 
     def html(self) -> str:
-        """Return the panel as a section of a page that has the rules of `panels.css`."""
-        pictures = "".join(
-            f'<figure class="scroll" tabindex="0">{picture.inline}</figure>' for picture in self.pictures
-        )
+        """Return the panel as a section of a page (`write_page`)."""
+        drawn = "".join(f'<figure tabindex="0">{picture.inline}</figure>' for picture in self.pictures)
+        pictures = f'<div class="pictures">{drawn}</div>' if drawn else ""
         tables = "".join(
-            f"<details><summary>{escape(caption)}</summary>{table.html()}</details>"
-            for caption, table in self.tables.items()
+            f"<details{self._open(n)}><summary>{escape(caption)}</summary>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{table.html()}</div>'
+            "</details>"
+            for n, (caption, table) in enumerate(self.tables.items())
         )
-        again = "".join(f"<pre><code>{escape(code)}</code></pre>" for code in (self.python, self.command) if code)
+        again = "".join(
+            f'<pre><code data-copy="{kind}">{escape(code)}</code></pre>'
+            for kind, code in (("Python", self.python), ("command", self.command))
+            if code
+        )
+        again = f'<details class="again"><summary>How to get it again</summary>{again}</details>' if again else ""
+        badge = f'<span class="badge" title="where the figures come from">{self.badge}</span>'
         return (
-            f'<section id="{self.key}"><h2>{escape(self.title)} <small class="badge">{self.badge}</small></h2>'
-            f'<p class="note">{escape(self.note)}</p><p class="baseline">Compared with: {escape(self.baseline)}</p>'
-            f"{pictures}{tables}{again}</section>"
+            f'<section id="{self.key}"><div class="head"><h2>{escape(self.title)}</h2>{badge}<div class="tools"></div>'
+            f'</div><p class="note" id="{self.key}-note">{text(self.note)}</p>'
+            f'<p class="baseline"><b>Compared with</b> {text(self.baseline)}</p>{self.view or pictures}{tables}{again}'
+            "</section>"
         )
 
+    def _open(self, n: int) -> str:
+        """The first table is all there is to see where nothing is drawn."""
+        return "" if n or self.view or self.pictures else " open"
+
     def _repr_html_(self) -> str:
-        return self.html()
+        return notebook(self)
+
+
+def _chip(link: dict[str, Cell]) -> str:
+    """A neuron as a button that the page links to its other places."""
+    data = "".join(f' data-{name}="{cell}"' for name, cell in link.items() if type(cell) is int)
+    return f'<td class="num"><button class="chip"{data}>{link["neuron"]}</button></td>'
 
 
 def _html_cell(cell: Cell) -> str:
-    if isinstance(cell, bool) or not isinstance(cell, int | float):
-        return f"<td>{'–' if cell is None else escape(str(cell))}</td>"
+    if cell is None or isinstance(cell, str | bool):
+        return f"<td>{'–' if cell is None else text(str(cell))}</td>"
     shown = f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
-    return f'<td class="num">{shown}</td>'
+    return f"<td{_NUM}>{shown}</td>"
 
 
 def _write_csv(table: Table, path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from bdh.lens.activity import STEPS, Activity
 from bdh.lens.mechanisms import Degrees, Gains, Mechanisms, Rates, Signs, Window
 from bdh.lens.membranes import MembraneTrace
 from bdh.lens.raster import SHOWN_NEURONS, SHOWN_TOKENS, Choice, SpikeRaster, spike_raster
@@ -17,6 +20,10 @@ from bdh.lens.wording import sentences
 _LEFT, _RIGHT, _WIDE = 56, 14, 1040
 _HEADS = 16
 """Heads with a picture of their own; the numbers of all are in the JSON."""
+
+
+_BANDS, _SHADES = 96, 6
+"""Rows of a level, and shades, of a picture of all neurons: a file that stays small."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,42 @@ def _tokens(shown: Sequence[str], T: int, cell: float, y: float) -> list[Plot | 
     return parts + [
         text(_LEFT + (t + 0.42) * cell, y + (15 if parts else 0), f"{t}", anchor="middle") for t in range(0, T, step)
     ]
+
+
+def draw_activity(activity: Activity, shown: Sequence[str]) -> Picture:
+    """Return all neurons at all tokens, a band per level; a cell is the largest of the cells that it stands for."""
+    T, R = activity.columns, activity.rows
+    down, across = -(-R // _BANDS), -(-T // SHOWN_TOKENS)
+    rows, columns = -(-R // down), -(-T // across)
+    cell, tall = min(22.0, (_WIDE - _LEFT - _RIGHT) / columns), max(1.6, min(6.0, 150 / rows))
+    parts: list[Plot | str] = []
+    top = 26.0
+    for level in range(len(activity.levels)):
+        codes = np.zeros((rows * down, columns * across), np.uint8)
+        codes[:R, :T] = activity.codes(level)
+        shades = -(-codes.reshape(rows, down, columns, across).max((1, 3)).astype(int) * _SHADES // STEPS)
+        parts.append(text(_LEFT, top - 7, f"level {level}", "name"))
+        for shade in range(1, _SHADES + 1):
+            d = "".join(
+                f"M{_LEFT + start * cell:.1f} {top + row * tall:.1f}h{(stop - start) * cell:.1f}v{tall:.1f}"
+                f"h{(start - stop) * cell:.1f}"
+                for row, start, stop in _runs(shades == shade)
+            )
+            parts.append(f'<path class="fill" fill-opacity="{shade / _SHADES:.2f}" d="{d or "M0 0"}"/>')
+        top += rows * tall + 30
+    parts += _tokens(shown, T, cell / across, top - 30 + 14)
+    each = (
+        f"{activity.pooled * down} neurons x {across} tokens" if activity.pooled * down * across > 1 else "one neuron"
+    )
+    label = f"all neurons by index, a cell is the largest of {each}"
+    return picture(int(_LEFT + columns * cell + _RIGHT), int(top + 8), label, parts)
+
+
+def _runs(cells: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """(row, start, stop) of neighbours that are set."""
+    edges = np.diff(np.pad(cells.astype(np.int8), ((0, 0), (1, 1))))
+    rows, starts = np.nonzero(edges == 1)
+    yield from zip(rows.tolist(), starts.tolist(), np.nonzero(edges == -1)[1].tolist(), strict=True)
 
 
 def draw_membranes(traces: Sequence[MembraneTrace], shown: Sequence[str]) -> Picture:

@@ -1,26 +1,26 @@
-"""An inspection as one HTML file that needs no network: text, raster, telling neurons, words, density."""
+"""An inspection as panels, and as one HTML file that needs no network."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
+import functools
+import math
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bdh.files import replacing_file
-from bdh.lens.inspection import ByteView, Context, Firing, Inspection, Telling, Word, plain
+from bdh.lens import views
+from bdh.lens.activity import STEPS
+from bdh.lens.inspection import Inspection, Telling, plain
 from bdh.lens.mechanisms import Mechanisms
-from bdh.lens.panels import figures
+from bdh.lens.page import write_page
+from bdh.lens.panel import Panel, Table
+from bdh.lens.panels import draw_activity, figures
+from bdh.lens.svg import Picture, Plot, Scale, picture
+from bdh.lens.svg import text as words_at
 from bdh.lens.wording import sentences
-
-MAX_BYTES = 5_000_000
-"""Largest report; beyond this a page is slow to open and to send."""
 
 _SIGNALS = {
     "x": ("x", "neurons that fire"),
@@ -29,90 +29,120 @@ _SIGNALS = {
 }
 
 
-def write_report(inspection: Inspection, path: str | os.PathLike[str], *, command: str | None = None) -> Path:
+def write_report(
+    inspection: Inspection,
+    path: str | os.PathLike[str],
+    *,
+    command: str | None = None,
+    before: Sequence[Panel] = (),
+    after: Sequence[Panel] = (),
+) -> Path:
     """Write an inspection as one self-contained HTML file, all of it or nothing.
 
     Args:
         inspection: what `inspect_text` returned.
         path: the file; one that exists is replaced.
         command: the command line that makes this report, for the page's "copy command".
+        before: panels above those of the inspection.
+        after: panels below them.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: the page would be larger than `MAX_BYTES`, or the folder does not exist.
+        ValueError: the page would be larger than `page.MAX_BYTES`, or the folder does not exist.
     """
-    target = Path(path)
-    page = render(inspection, command).encode()
-    if len(page) > MAX_BYTES:
-        raise ValueError(
-            f"report: expected at most {MAX_BYTES:,} bytes, got {len(page):,} for a text of {len(inspection.text):,} "
-            "bytes; inspect a shorter text or fewer neurons per byte"
-        )
-    with replacing_file(target) as work:
-        work.write_bytes(page)
-    return target
+    shown = "".join(view.shown.replace("␣", " ") for view in inspection.bytes)
+    return write_page(
+        [*before, *inspection_panels(inspection, command or ""), *after],
+        path,
+        title=f"“{_clip(shown, 110)}”",
+        over="What fires",
+        facts=_facts(inspection),
+        command=command,
+        data=_data(inspection),
+        scripts=("raster.js", "report.js"),
+    )
 
 
-def render(inspection: Inspection, command: str | None = None) -> str:
-    """Return the page of `write_report`."""
-    i = inspection
-    style, script = _part("report.css") + _part("panels.css"), _part("report.js")
-    shown = "".join(view.shown.replace("␣", " ") for view in i.bytes)
-    surprises = [view.surprisal for view in i.bytes if view.surprisal is not None]
-    values = {
-        "title": _text(f"What fires: {_clip(shown, 60)}"),
-        "heading": f"“{_text(_clip(shown, 110))}”",
-        "style": style,
-        "script": script,
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
-        "facts": _facts(i),
-        "strip": "".join(map(_cell, i.bytes)),
-        "strip_kind": "strip dense" if len(i.bytes) > 120 else "strip",
-        "tallest": f"{max(surprises, default=0.0):.1f}",
-        "bytes": _bytes_table(i.bytes),
-        "raster_summary": _text(_raster_summary(i)),
-        "telling_note": escape(_telling_note(i)),
-        "telling": _telling_table(i.telling),
-        "words_note": escape(_words_note(i)),
-        "words": _words_table(i.words),
-        "charts": "".join(_chart(i, key) for key in _SIGNALS),
-        "density": _density_table(i),
-        "mechanisms": "" if i.mechanisms is None else _mechanisms(i.mechanisms),
-        "command": f"<code>{escape(command)}</code>" if command else "",
-        # a "</script>" in the text must not end the block that holds it
-        "data": json.dumps(_data(i, command), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    # one pass: a "{{name}}" inside the inspected text stays what it is
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _part("report.html"))
+def inspection_panels(i: Inspection, command: str = "") -> list[Panel]:
+    """Return what an inspection found as panels, in the order of a page.
+
+    Args:
+        i: what `inspect_text` returned.
+        command: the command line that makes them.
+    """
+    python = (
+        "import bdh\n"
+        "model = bdh.load(RUN)  # and VALIDATION, the bytes of the text that it is compared with\n"
+        f"found = bdh.lens.inspect_text(model, {_clip(repr(i.text), 400)}, VALIDATION, signal={i.signal!r})"
+    )
+    panel = functools.partial(Panel, python=python, command=command)
+    usual = f"{i.n_baseline:,} bytes of validation text"
+    chance = ", ".join(f"{value:.1%}" for value in i.density_init[_key(i)])
+    panels = [
+        panel(
+            "text",
+            "Text",
+            _text_note(i),
+            f"all 256 bytes equally likely, {math.log(256):.2f} nats; the mean here is "
+            + ("not defined" if i.surprisal is None else f"{i.surprisal:.2f}"),
+            tables={"All bytes": _bytes_table(i), "Strongest neurons of each byte": _strongest_table(i)},
+            view=views.strip(i),
+        ),
+        panel(
+            "raster",
+            "Activation of all neurons",
+            _raster_note(i),
+            f"random initialisation, where {chance} of the neurons fire on this text, by level; here "
+            + ", ".join(f"{value:.1%}" for value in i.density[_key(i)]),
+            tables={"Strongest rows, where each peaks": _peaks_table(i)},
+            pictures=(draw_activity(i.activity, [view.shown for view in i.bytes]),),
+            view=views.raster(i),
+        ),
+        panel(
+            "telling",
+            "Most telling neurons",
+            _telling_note(i),
+            f"each neuron's own activity on {usual}",
+            tables={"Neurons": _neurons_table(i.telling), "Contexts": _contexts_table(i.telling)},
+            view=views.scroll("Most telling neurons", views.telling_table(i.telling)),
+        ),
+        panel(
+            "words",
+            "Words",
+            f"The strongest neurons of each word by {i.rank}, each at its best byte and level; then activation and z.",
+            f"each neuron's own activity on {usual}",
+            tables={"Words": _words_data(i)},
+            view=views.scroll("Words", views.words_table(i.words)),
+        ),
+        panel(
+            "density",
+            "Density",
+            "Share of neurons that fire, averaged over the bytes of the text. Bars: this text; dots: validation text; "
+            "dashed: the same text read by the model freshly initialised.",
+            f"random initialisation, measured on this text, and {usual}",
+            pictures=tuple(_density(i, key) for key in _SIGNALS),
+            tables={"Figures": _density_table(i)},
+        ),
+    ]
+    return panels if i.mechanisms is None else [*panels, _mechanisms(i.mechanisms, panel)]
 
 
-def _part(name: str) -> str:
-    return files("bdh.lens").joinpath(name).read_text(encoding="utf-8")
+def _key(i: Inspection) -> str:
+    return i.signal.removesuffix("_sparse")
 
 
-def _hash(source: str) -> str:
-    """The name by which the content security policy allows one inline block."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+def _clip(words: str, length: int) -> str:
+    return words if len(words) <= length else words[: length - 1] + "…"
 
 
-def _text(shown: str) -> str:
-    """Escape bytes made readable; a return arrow for the newline, since few fonts have its control picture."""
-    return escape(shown.replace("␊", "↵"))
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _data(i: Inspection, command: str | None) -> dict[str, Any]:
-    """What the script needs: the raster and the bytes; everything else is in the page already."""
+def _data(i: Inspection) -> dict[str, Any]:
+    """What the scripts need: the bytes and the cells of the raster; everything else is in the page already."""
+    a = i.activity
     data: dict[str, Any] = plain(
         {
-            "command": command,
-            "heads": {"size": i.model["n_neurons"] // i.model["n_head"]},
+            "heads": {"size": i.model["n_neurons"] // i.model["n_head"], "count": i.model["n_head"]},
             "bytes": [
                 {
                     "byte": view.byte,
@@ -125,18 +155,19 @@ def _data(i: Inspection, command: str | None) -> dict[str, Any]:
                 }
                 for view in i.bytes
             ],
-            "baseline": i.raster.baseline,
-            "telling": [(t.firing.level, t.firing.neuron, t.firing.position) for t in i.telling],
+            "usual": [(*pair, *of) for pair, of in zip(i.raster.rows, i.raster.baseline, strict=True)],
+            "first": [(t.firing.level, t.firing.neuron, t.firing.position) for t in i.telling[:1]],
+            "raster": {"rows": a.rows, "columns": a.columns, "pooled": a.pooled, "largest": a.largest, "steps": STEPS},
         }
     )
-    # five digits are more than a colour or a caption shows, and a third of the page
-    values = [[float(f"{value:.5g}") for value in row] for row in i.raster.values]
-    return data | {"raster": {"rows": i.raster.rows, "values": [[v or 0 for v in row] for row in values]}}
+    data["raster"]["periods"] = [float(f"{period:.3g}") for period in a.periods]
+    data["raster"]["levels"] = [base64.b64encode(level).decode() for level in a.levels]
+    return data
 
 
-def _facts(i: Inspection) -> str:
+def _facts(i: Inspection) -> dict[str, str]:
     m = i.model
-    facts = {
+    return {
         "Model": f"{m['n_layer']} levels, {m['n_neurons']:,} neurons in {m['n_head']} heads, width {m['n_embd']}",
         "Parameters": f"{m['n_parameters']:,}",
         "Text": f"{len(i.text):,} bytes",
@@ -144,69 +175,65 @@ def _facts(i: Inspection) -> str:
         "Compared with": f"{i.n_baseline:,} bytes of validation text",
         "Signal": i.signal,
     }
-    return "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
 
 
-def _cell(view: ByteView) -> str:
-    # a continuation byte belongs to the character before it
-    shown = view.shown or "‥"
-    glyph = f'<b class="hex">{_text(shown[2:])}</b>' if shown.startswith("0x") else f"<b>{_text(shown)}</b>"
-    surprisal = "" if view.surprisal is None else f", surprisal {view.surprisal:.2f} nats"
-    line = "<hr>" if view.byte == 0x0A else ""
-    return f'<button title="0x{view.byte:02X}{surprisal}">{glyph}<i></i></button>{line}'
-
-
-def _chips(found: Iterable[Firing], byte: int | None = None) -> str:
-    """Neurons as buttons that the script links to the raster."""
+def _text_note(i: Inspection) -> str:
+    tallest = max((view.surprisal for view in i.bytes if view.surprisal is not None), default=0.0)
     return (
-        '<div class="chips">'
-        + "".join(
-            f'<button class="chip" data-level="{f.level}" data-neuron="{f.neuron}" '
-            f'data-byte="{f.position if byte is None else byte}">h{f.head}·{f.index} '
-            f"<small>level {f.level}, {f.activation:.3g}, z {_z(f)}</small></button>"
-            for f in found
+        f"The bar under a byte is its surprisal, −ln p, in nats; the tallest bar is {tallest:.1f} nats. The first byte "
+        "has none: nothing predicts it."
+    )
+
+
+def _bytes_table(i: Inspection) -> Table:
+    columns = ("byte", "shown", "code", "surprisal", "expected next", "its probability", "share that fires")
+    rows = tuple(
+        (
+            at, view.shown or "‥", f"0x{view.byte:02X}", view.surprisal, view.next_shown, view.next_probability,
+            sum(view.activity) / len(view.activity),
         )
-        + "</div>"
+        for at, view in enumerate(i.bytes)
+    )  # fmt: skip
+    return Table(columns, rows)
+
+
+def _strongest_table(i: Inspection) -> Table:
+    columns = ("byte", "shown", "neuron", "level", "activation", "z")
+    return Table(
+        columns,
+        tuple((at, v.shown, f.neuron, f.level, f.activation, f.z) for at, v in enumerate(i.bytes) for f in v.strongest),
     )
 
 
-def _z(firing: Firing) -> str:
-    return "–" if firing.z is None else f"{firing.z:.1f}"
-
-
-def _table(head: Sequence[tuple[str, str]], body: str, kind: str = "") -> str:
-    """A table; `head` lists (title, class of the column)."""
-    titles = "".join(f'<th scope="col" class="{css}">{title}</th>' for title, css in head)
-    return f'<table class="{kind}"><thead><tr>{titles}</tr></thead>{body}</table>'
-
-
-def _bytes_table(views: Sequence[ByteView]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row" class="byte">{_text(view.shown or "‥")}</th><td class="num">{at}</td>'
-        f'<td class="num">{"–" if view.surprisal is None else format(view.surprisal, ".2f")}</td>'
-        f'<td><span class="byte">{_text(view.next_shown)}</span> {view.next_probability:.2f}</td>'
-        f"<td>{_chips(view.strongest, at)}</td></tr>"
-        for at, view in enumerate(views)
+def _raster_note(i: Inspection) -> str:
+    a, found = i.activity, [i.activity.codes(level) for level in range(len(i.activity.levels))]
+    silent = sum(int((codes == 0).sum()) for codes in found) / (a.rows * a.columns * len(found))
+    row = "one neuron" if a.pooled == 1 else f"{a.pooled} neighbouring neurons, the largest of them shown"
+    said = (
+        f"A band per level; a row is {row}, a column a byte. All {i.model['n_neurons']:,} neurons are there; where "
+        "there are fewer pixels than cells a pixel is the largest of its cells: a single spike does not vanish. "
+        f"{silent:.0%} of the cells are silent; the largest activation is {a.largest:.3g}"
     )
-    head = [("Byte", ""), ("Position", "num"), ("Surprisal", "num"), ("Expected next", ""), ("Strongest neurons", "")]
-    return _table(head, f"<tbody>{rows}</tbody>")
-
-
-def _raster_summary(i: Inspection) -> str:
-    shown = len(i.raster.rows)
-    if not shown:
-        return "No neuron to show: none that fires here fires often enough in the validation text."
-    levels = [level for level, _ in i.raster.rows]
-    per_level = ", ".join(f"{levels.count(level)} at level {level}" for level in sorted(set(levels)))
-    most, row, byte = max((v, r, t) for r, values in enumerate(i.raster.values) for t, v in enumerate(values))
-    level, neuron = i.raster.rows[row]
+    if not i.raster.rows:
+        return said + ". No neuron that fires here fires often enough in the validation text to be scored."
+    most, at, byte = max((v, r, t) for r, values in enumerate(i.raster.values) for t, v in enumerate(values))
+    level, neuron = i.raster.rows[at]
     head, index = divmod(neuron, i.model["n_neurons"] // i.model["n_head"])
-    silent = sum(v == 0 for values in i.raster.values for v in values) / (shown * len(i.bytes))
-    return (
-        f"{shown} of {i.raster.n_pairs:,} rows (level × neuron), the strongest of each byte: {per_level}. "
-        f"{silent:.0%} of the cells are silent. The largest activation is {most:.3g}: neuron h{head}·{index} of level "
-        f"{level} at byte {byte}, “{i.bytes[byte].shown}”. Rows are ordered by where they peak."
+    return said + (
+        f". Of the {len(i.raster.rows)} strongest rows of {i.raster.n_pairs:,} the largest is h{head}·{index} of level "
+        f"{level} at byte {byte}, “{i.bytes[byte].shown}”, with {most:.3g}."
     )
+
+
+def _peaks_table(i: Inspection) -> Table:
+    columns = ("neuron", "level", "byte", "activation", "usual mean", "usual s.d.", "usually fires at")
+    rows = []
+    for (level, neuron), values, (mean, std, rate) in zip(
+        i.raster.rows, i.raster.values, i.raster.baseline, strict=True
+    ):
+        peak = max(range(len(values)), key=values.__getitem__)
+        rows.append((neuron, level, peak, values[peak], mean, std, rate))
+    return Table(columns, tuple(rows))
 
 
 def _telling_note(i: Inspection) -> str:
@@ -221,153 +248,83 @@ def _telling_note(i: Inspection) -> str:
     )
 
 
-def _words_note(i: Inspection) -> str:
-    by = "z" if i.rank == "z" else "activation"
-    return f"The strongest neurons of each word by {by}, each at its best byte and level; then activation and z."
-
-
-def _telling_table(telling: Sequence[Telling]) -> str:
-    if not telling:
-        return ""
-    head = [
-        ("Neuron", ""), ("At byte", "num wide"), ("Level", "num"), ("z", "num"), ("Activation", "num"),
-        ("Mean ± s.d.", "num wide"), ("Largest", "num wide"), ("Fires at", "num wide"), ("By level", ""),
-    ]  # fmt: skip
-    return _table(head, "".join(map(_telling_rows, telling)), "neurons")
-
-
-def _telling_rows(t: Telling) -> str:
-    f = t.firing
-    name = (
-        f'<button class="chip" data-level="{f.level}" data-neuron="{f.neuron}" data-byte="{f.position}">'
-        f"h{f.head}·{f.index} <small>#{f.neuron}</small></button>"
+def _neurons_table(telling: Sequence[Telling]) -> Table:
+    columns = ("neuron", "level", "byte", "z", "activation", "usual mean", "usual s.d.", "usual largest")
+    rows = tuple(
+        (t.firing.neuron, t.firing.level, t.firing.position, t.firing.z, t.firing.activation, t.mean, t.std, t.largest)
+        for t in telling
     )
-    figures = "".join(
-        f'<td class="{css}">{value}</td>'
-        for css, value in (
-            ("num wide", f.position), ("num", f.level), ("num", _z(f)), ("num", f"{f.activation:.3g}"),
-            ("num wide", f"{t.mean:.2g} ± {t.std:.2g}"), ("num wide", f"{t.largest:.3g}"),
-            ("num wide", f"{100 * f.rate:.1f} %"), ("", _spark(t)),
-        )
-    )  # fmt: skip
-    more = "".join(map(_place, t.contexts[1:]))
-    contexts = f'<ul class="contexts">{_place(t.contexts[0])}</ul>' if t.contexts else "never above zero"
-    if more:
-        contexts += f'<details><summary>{len(t.contexts) - 1} more</summary><ul class="contexts">{more}</ul></details>'
-    row = f'<tr><th scope="row">{name}</th>{figures}</tr><tr><td colspan="9">{contexts}</td></tr>'
-    return f'<tbody data-neuron="{f.neuron}">{row}</tbody>'
+    return Table(columns, rows)
 
 
-def _place(c: Context) -> str:
-    text = f"{_text(c.left)}<mark>{_text(c.shown)}</mark>{_text(c.right)}"
-    return f'<li><span class="num">{c.activation:.3g}</span><span class="where">{text}</span></li>'
-
-
-def _spark(t: Telling) -> str:
-    """Mean activation by level: bars for the text, dots for the validation text."""
-    most = max(*t.text_profile, *t.baseline_profile) or 1.0
-    step = 96 / len(t.text_profile)
-    marks = []
-    for level, (here, usual) in enumerate(zip(t.text_profile, t.baseline_profile, strict=True)):
-        tall, x = 24 * max(0.0, here) / most, level * step
-        marks.append(
-            f'<rect class="bar" x="{x + 2:.1f}" y="{28 - tall:.1f}" width="{step - 4:.1f}" height="{tall:.1f}"/>'
-        )
-        marks.append(
-            f'<circle class="dot" cx="{x + step / 2:.1f}" cy="{28 - 24 * max(0.0, usual) / most:.1f}" r="2.5"/>'
-        )
-    label = "; ".join(
-        f"level {level}: {here:.2g} here, {usual:.2g} usually"
-        for level, (here, usual) in enumerate(zip(t.text_profile, t.baseline_profile, strict=True))
+def _contexts_table(telling: Sequence[Telling]) -> Table:
+    columns = ("neuron", "left", "shown", "right", "activation", "position in the validation text")
+    return Table(
+        columns,
+        tuple(
+            (t.firing.neuron, c.left, c.shown, c.right, c.activation, c.position) for t in telling for c in t.contexts
+        ),
     )
-    start = f'<svg class="spark" viewBox="0 0 96 30" role="img" aria-label="{label}"><title>{label}</title>'
-    return start + "".join(marks) + "</svg>"
 
 
-def _words_table(words: Sequence[Word]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row" class="word">{_text(word.shown)}</th><td class="num">{word.start}</td>'
-        f"<td>{_chips(word.strongest)}</td></tr>"
-        for word in words
+def _words_data(i: Inspection) -> Table:
+    columns = ("word", "neuron", "level", "byte", "activation", "z")
+    return Table(
+        columns,
+        tuple((w.shown, f.neuron, f.level, f.position, f.activation, f.z) for w in i.words for f in w.strongest),
     )
-    return _table([("Word", ""), ("At byte", "num"), ("Strongest neurons", "")], f"<tbody>{rows}</tbody>")
 
 
-def _chart(i: Inspection, key: str) -> str:
-    """Bars per level with the measured random-initialisation line and a dot for the validation text."""
+def _density(i: Inspection, key: str) -> Picture:
+    """Bars per level, the measured random-initialisation line, and a dot for the validation text."""
     here, start, usual = i.density[key], i.density_init[key], i.density_baseline[key]
     highest = max(v for d in (i.density, i.density_init, i.density_baseline) for row in d.values() for v in row)
-    ceiling = max(0.1, -(-highest * 1.05 // 0.1) * 0.1)
-    step = 290 / len(here)
-    wide = min(46.0, step * 0.6)
-
-    def y(value: float) -> float:
-        return 150 - 130 * value / ceiling
-
-    marks = []
-    for tick in (0.0, ceiling / 2, ceiling):
-        marks.append(f'<line class="grid" x1="30" x2="320" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        marks.append(f'<text x="24" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>')
-    for level, value in enumerate(here):
-        x, centre = 30 + level * step + (step - wide) / 2, 30 + (level + 0.5) * step
-        marks.append(
-            f'<rect class="bar" x="{x:.1f}" y="{y(value):.1f}" width="{wide:.1f}" '
-            f'height="{150 - y(value):.1f}" rx="2"/>'
+    L, (name, meaning) = len(here), _SIGNALS[key]
+    plot = Plot(Scale(0, L, 40, 320), Scale(0, max(0.1, math.ceil(highest * 10.5) / 10), 156, 40))
+    for tick in plot.y.ticks():
+        plot.level(tick, "grid").marks.append(words_at(34, plot.y(tick) + 4, f"{tick:.0%}", anchor="end"))
+    plot.bars(range(L + 1), here, gap=0.4 * 280 / L)
+    plot.line([n for level in range(L) for n in (level, level + 1)], [v for v in start for _ in (0, 1)], "two")
+    plot.points([level + 0.5 for level in range(L)], usual, "whisker", 3)
+    plot.marks += [words_at(0, 12, name, "name"), words_at(0, 27, meaning)]
+    plot.marks.append(words_at(320, plot.y(start[-1]) - 6, "random initialisation", "two", "end"))
+    step = -(-L // 8)
+    for level in range(0, L, step):
+        plot.marks.append(
+            words_at(plot.x(level + 0.5), 171, f"level {level}" if L < 7 else f"{level}", anchor="middle")
         )
-        marks.append(f'<circle class="dot" cx="{centre:.1f}" cy="{y(usual[level]):.1f}" r="3.5"/>')
-        marks.append(f'<text x="{centre:.1f}" y="167" text-anchor="middle">level {level}</text>')
-        marks.append(f'<text class="value" x="{centre:.1f}" y="183" text-anchor="middle">{value:.1%}</text>')
-    line = " ".join(
-        f"H{30 + (level + 1) * step:.1f} V{y(start[min(level + 1, len(start) - 1)]):.1f}" for level in range(len(start))
-    )
-    marks.append(f'<path class="init" d="M30 {y(start[0]):.1f} {line}"/>')
-    marks.append(
-        f'<text class="init-label" x="320" y="{y(start[-1]) - 7:.1f}" text-anchor="end">'
-        "random initialisation, measured</text>"
-    )
-    name, meaning = _SIGNALS[key]
+        plot.marks.append(words_at(plot.x(level + 0.5), 186, f"{here[level]:.1%}", "name", "middle"))
     label = f"{name}: " + ", ".join(
         f"level {n} {a:.1%} against {b:.1%} at random" for n, (a, b) in enumerate(zip(here, start, strict=True))
     )
-    return (
-        f"<figure><figcaption>{name}<small>{meaning}</small></figcaption>"
-        f'<svg viewBox="0 0 320 190" role="img" aria-label="{label}">{"".join(marks)}</svg></figure>'
-    )
+    return picture(330, 192, label, [plot])
 
 
-def _mechanisms(found: Mechanisms) -> str:
-    """The section of a model with mechanisms: pictures, the small ones side by side, then all figures in words."""
-    wide: list[str] = []
-    small: list[str] = []
-    for f in figures(found):
-        words = f"<figcaption>{escape(f.title)}<small>{escape(f.note)}</small></figcaption>"
-        drawn = f.picture.inline
-        if f.wide:
-            drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(f.title)}">{drawn}</div>'
-        (wide if f.wide else small).append(f"<figure>{words}{drawn}</figure>")
-    rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>{escape(said)}</td></tr>' for name, said in sentences(found).items()
-    )
-    return (
-        '<section id="mechanisms"><div class="head"><h2>Mechanisms</h2></div>'
-        f'<p class="note">Of variant {escape(found.variant)}, on: {", ".join(found.on)}.</p>'
-        f'<div class="wide-panels">{"".join(wide)}</div><div class="charts">{"".join(small)}</div>'
-        f"<details><summary>Figures</summary>{_table([('Mechanism', ''), ('Found', '')], rows)}</details></section>"
-    )
-
-
-def _density_table(i: Inspection) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{_SIGNALS[key][0]}, level {level}</th><td class="num">{value:.2%}</td>'
-        f'<td class="num">{i.density_baseline[key][level]:.2%}</td>'
-        f'<td class="num">{i.density_init[key][level]:.2%}</td></tr>'
+def _density_table(i: Inspection) -> Table:
+    columns = ("signal", "level", "this text", "validation text", "random initialisation, measured")
+    rows = tuple(
+        (_SIGNALS[key][0], level, value, i.density_baseline[key][level], i.density_init[key][level])
         for key in _SIGNALS
         for level, value in enumerate(i.density[key])
     )
-    head = [
-        ("Signal", ""),
-        ("This text", "num"),
-        ("Validation text", "num"),
-        ("Random initialisation, measured", "num"),
-    ]
-    return _table(head, f"<tbody>{rows}</tbody>")
+    return Table(columns, rows)
+
+
+def _mechanisms(found: Mechanisms, panel: Callable[..., Panel]) -> Panel:
+    """The panel of a model with mechanisms: pictures, the small ones side by side, then all figures in words."""
+    wide: list[str] = []
+    small: list[str] = []
+    drawn = figures(found)
+    for f in drawn:
+        words = f"<figcaption>{escape(f.title)}<small>{escape(f.note)}</small></figcaption>"
+        shown = views.scroll(f.title, f.picture.inline) if f.wide else f.picture.inline
+        (wide if f.wide else small).append(f"<figure>{words}{shown}</figure>")
+    return panel(
+        "mechanisms",
+        "Mechanisms",
+        f"Of variant {found.variant}, on: {', '.join(found.on)}.",
+        "where training started, drawn dashed, or the target that was set; each picture says which",
+        pictures=tuple(f.picture for f in drawn),
+        tables={"Figures": Table(("mechanism", "found"), tuple(sentences(found).items()))},
+        view=f'<div class="wide-panels">{"".join(wide)}</div><div class="charts">{"".join(small)}</div>',
+    )

@@ -17,6 +17,9 @@ from bdh.lens.memory import check_neurons, receivers, refuse_pairing, rows_read,
 from bdh.mechanisms import KernelSTDP
 from bdh.model import BDH, State, evaluating
 
+_MEMORIES = {"rho", "fading", "paired"}
+"""Parts of a level's state that have a row per neuron, which its synapses are linear in."""
+
 
 @dataclass(frozen=True)
 class EraseTokens(Intervention):
@@ -118,6 +121,10 @@ class ScaleSynapse(Intervention):
         refuse_pairing(model, "ScaleSynapse")
         check_neurons(model, [self.source], "source")
         check_levels(model, self.layers)
+        self.check_heads(model)
+
+    def check_heads(self, model: BDH) -> None:
+        """Raise ValueError for a target that the model does not have, or has in another head."""
         if self.target is not None:
             check_neurons(model, [self.target], "target")
             heads = self.target // (K := model.config.neurons_per_head), self.source // K
@@ -208,6 +215,74 @@ def erase_tokens(
             x, value = seen[f"layers.{level}.x_sparse"], seen[f"layers.{level}.value"]
             levels[level] |= _without(model, levels[level], ops.rotate(x, turn), value, at)
     return State.of_levels(levels, after.position)
+
+
+@torch.no_grad()
+def scale_pair(
+    model: BDH,
+    state: State,
+    source: int,
+    factor: float,
+    target: int | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+) -> State:
+    """Scale the synapses of a neuron pair in a state, to all gates of its head or to one; then go on from it.
+
+        all:  rho[j] <- factor rho[j]
+        one:  rho[j] <- rho[j] + (factor - 1) <r_i, rho[j]> r_i / ||r_i||^2,      r_i = Dy[:, i] - mean(Dy[:, i])
+
+    for both neurons j of the pair, in every memory that the level keeps. Both turn together, so a change of one alone
+    would be another change at the next token; of the pair it is the same at every later one, and what is written later
+    adds to it. "one" makes sigma(i, j) the factor times what it was with the smallest change of rho there is; gates
+    whose r is not at a right angle to r_i change with it, sigma(i', j) by (factor - 1) sigma(i, j) <r_i', r_i> over
+    ||r_i||^2. `ScaleSynapse` leaves the others alone, but acts only as long as its block lasts.
+
+    Args:
+        model: the model.
+        state: what was read; it is not changed.
+        source: either neuron of the pair, by global id.
+        factor: 0 forgets, 1 changes nothing.
+        target: gate i, by global id, of the same head; None is all.
+        layers: levels; None is all.
+
+    Returns:
+        The changed state, to be saved or gone on from.
+
+    Raises:
+        ValueError: neurons or levels that the model does not have, neurons of two heads, a factor that is not finite,
+            or a state of another model.
+
+    Examples:
+        >>> from bdh import BDHConfig
+        >>> from bdh.lens import sigma
+        >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+        >>> _, state = model.advance(torch.tensor([[1, 2, 3]]))
+        >>> changed = scale_pair(model, state, source=5, factor=0.5, target=3)
+        >>> torch.allclose(sigma(model, changed, 1, 3, [4, 5]), 0.5 * sigma(model, state, 1, 3, [4, 5]))
+        True
+    """
+    meant = ScaleSynapse(target, source, factor, layers)
+    check_neurons(model, [source], "source")
+    check_levels(model, meant.layers)
+    meant.check_heads(model)
+    state.require(model.config.n_layer, model.parts.state_shapes(state.batch_size))
+    head, k = divmod(source, model.config.neurons_per_head)
+    pair = slice(k // 2 * 2, k // 2 * 2 + 2)
+    levels = [state.level(level) for level in range(model.config.n_layer)]
+    for level, parts in enumerate(levels):
+        if not is_at(level, meant.layers):
+            continue
+        for name in _MEMORIES & parts.keys():
+            rows = parts[name][:, head, pair]  # (B, 2, D)
+            passed = rows
+            if target is not None:
+                receiver = receivers(model, torch.tensor([target], device=rows.device))[0].to(rows)
+                passed = (rows @ receiver)[..., None] * receiver / receiver.square().sum()
+            changed = parts[name].clone()
+            changed[:, head, pair] = rows + (factor - 1) * passed
+            levels[level] = levels[level] | {name: changed}
+    return State.of_levels(levels, state.position)
 
 
 def _without(model: BDH, now: Mapping[str, Tensor], q: Tensor, v: Tensor, at: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from bdh.files import replacing_file
 
 # a picture that stands alone brings its colours, and its paper: it may lie on a dark page
-_COLOURS = (
+COLOURS = (
     ".panel{--paper:#fbfaf7;--card:#fff;--ink:#1d1f24;--soft:#5d6069;--line:#e4e1d9;--bar:#2b7aa8;--init:#a8431a;"
     '--mono:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;--sans:system-ui,"Segoe UI",Roboto,'
     '"Helvetica Neue","DejaVu Sans",sans-serif}'
@@ -46,22 +46,27 @@ class Picture:
     def __str__(self) -> str:
         rules = files("bdh.lens").joinpath("panels.css").read_text(encoding="utf-8")
         paper = f'<rect width="{self.width}" height="{self.height}" style="fill:var(--card)"/>'
-        return self._whole(' xmlns="http://www.w3.org/2000/svg"', f"<style>{_COLOURS}{rules}</style>{paper}")
+        return self._whole(' xmlns="http://www.w3.org/2000/svg"', f"<style>{COLOURS}{rules}</style>{paper}")
 
     def _repr_svg_(self) -> str:
         return str(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture to an .svg file, all of it or nothing.
+        """Write the picture to an .svg or .png file, all of it or nothing.
 
         Raises:
-            ValueError: another kind of file, or a folder that does not exist.
+            ValueError: another kind of file, a folder that does not exist, or .png without matplotlib.
         """
         target = Path(path)
-        if target.suffix != ".svg":
-            raise ValueError(f"path {str(target)!r}: expected a name that ends in .svg, the only kind written here")
+        if target.suffix not in (".svg", ".png"):
+            raise ValueError(f"path {str(target)!r}: expected a name that ends in .svg or .png")
         with replacing_file(target) as work:
-            work.write_text(str(self), encoding="utf-8")
+            if target.suffix == ".svg":
+                work.write_text(str(self), encoding="utf-8")
+            else:
+                from bdh.lens.png import write_png  # it reads what this file writes
+
+                write_png(self, work)
         return target
 
     def _whole(self, space: str, before: str) -> str:

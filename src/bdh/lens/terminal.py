@@ -41,7 +41,7 @@ def _summary(i: Inspection) -> Text:
     surprisal = "" if i.surprisal is None else f", surprisal {i.surprisal:.2f} nats per byte"
     shown = "".join(view.shown.replace("␣", " ") for view in i.bytes)
     text = Text()
-    text.append(_clip(shown, WIDTH - 4) + "\n", style="bold")
+    text.append(clip(shown, WIDTH - 4) + "\n", style="bold")
     text.append(
         f"{m['n_layer']} levels, {m['n_neurons']:,} neurons, {m['n_parameters']:,} parameters; {i.signal}\n"
         f"{len(i.text):,} bytes{surprisal}; compared with {i.n_baseline:,} bytes of validation text\n",
@@ -63,18 +63,18 @@ def _density(i: Inspection) -> Table:
     for key, label in _LABELS.items():
         for level, value in enumerate(i.density[key]):
             start = i.density_init[key][level]
-            row = (f"{value:.1%}", _bar(value, start), f"{i.density_baseline[key][level]:.1%}", f"{start:.1%}")
+            row = (f"{value:.1%}", bar(value, start), f"{i.density_baseline[key][level]:.1%}", f"{start:.1%}")
             table.add_row(label if level == 0 else "", str(level), *row)
     table.caption = "| is the random initialisation, measured on the same text"
     table.caption_justify = "left"
     return table
 
 
-def _bar(value: float, line: float, scale: float = 0.6) -> str:
+def bar(value: float, line: float, scale: float = 0.6) -> str:
     """A bar of `#` with the random-initialisation line as `|`.
 
     Examples:
-        >>> _bar(0.3, 0.5)
+        >>> bar(0.3, 0.5)
         '############........|...'
     """
     cells = ["#" if at < round(_BAR * value / scale) else "." for at in range(_BAR)]
@@ -125,21 +125,23 @@ def _telling(t: Telling, console: Console) -> Text:
     text.append(
         f"  level {f.level}, byte {f.position}: activation {f.activation:.2f}, z={_z(f)}; fires at {f.rate:.1%}\n"
     )
-    text.append(_clip(f"  mean by level: here {profile}; validation {usual}", WIDTH) + "\n", style="dim")
+    text.append(clip(f"  mean by level: here {profile}; validation {usual}", WIDTH) + "\n", style="dim")
     left = max((len(context.left) for context in t.contexts[:3]), default=0)
     for context in t.contexts[:3]:
         text.append(f"  {context.activation:6.2f}  ")
-        text.append_text(_place(context, min(left, 40), plain=console.no_color or not console.is_terminal))
+        text.append_text(place(context, min(left, 40), plain=console.no_color or not console.is_terminal))
         text.append("\n")
     return text
 
 
-def _place(c: Context, left: int, plain: bool) -> Text:
+def place(c: Context, left: int, plain: bool) -> Text:
+    """Return a context with its driving byte reversed, or in brackets where there is no colour."""
     text = Text(c.left[-left:].rjust(left) if left else "")
     text.append(f"[{c.shown}]" if plain else c.shown, style="" if plain else "reverse bold")
     text.append(c.right[:40])
     return text
 
 
-def _clip(text: str, length: int) -> str:
+def clip(text: str, length: int) -> str:
+    """Return the text, with an ellipsis at its end where it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"

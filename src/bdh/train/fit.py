@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ from bdh.train.distributed import ALONE, World
 from bdh.train.losses import ActivityLosses
 from bdh.train.reading import Reading
 from bdh.train.report import Reporter
-from bdh.train.run import Run, restore, restore_states
+from bdh.train.run import Run
+from bdh.train.saving import Background, Snapshot, restore, restore_states
 from bdh.train.schedule import learning_rate
 from bdh.train.setup import make_optimizer, pick_device, pick_dtype
-from bdh.train.stopping import stop_requests
+from bdh.train.stopping import agreed, stop_requests
 from bdh.train.validation import DENSITY_WINDOWS, activity, validation_loss
 
 SAMPLE_TOKENS = 300
@@ -89,8 +89,9 @@ def fit(
         LostRankError: another process died, or does not answer.
     """
     training = Training(model, corpus, config, run, reporter or Reporter(), world)
-    if run.last is not None:
-        training.resume(run.last)
+    newest = run.newest()
+    if newest is not None:
+        training.resume(newest)
     training.world.wait()
     # only now is it known that the run may go on with these settings
     if training.world.first:
@@ -148,31 +149,33 @@ class Training:
         self.text_hashes = list(corpus.hashes)
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
-        self.saved_step = -1
+        self.saved_step, self.saved_best = -1, False
+        self.saving = Background()
         self.unsound = torch.zeros(1)
         """Which ranks had a loss or gradient that is no finite number at the last step."""
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
+        self.tokens_before = 0
 
     def fit(self) -> Result:
         if self.device.type == "cpu":
             keep_freed_memory()
         if self.world.first:
-            self.run.rewind(self.step if self.saved_step >= 0 else -1)
+            self.run.rewind(self.saved_step, best=self.saved_best)
         probe = self.val[0][:DENSITY_WINDOWS]
         with returning_freed_memory():
             self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
         self.reporter.note(f"trains with {self.path}")
         first, c = self.step, self.config
-        self.seconds_before = self.seconds
+        self.seconds_before, self.tokens_before = self.seconds, self.reading.tokens
         self.reporter.start(first, c.max_steps)
         stop = ""
-        with stop_requests(patient=self.world.size > 1) as asked:
+        with stop_requests(patient=self.world.size > 1) as asked, self.saving:
             try:
                 if self.step == 0:
                     self._calibrate()
                     self._evaluate()
-                while self.step < c.max_steps and not (stop := self._stop(asked)):
+                while self.step < c.max_steps and not (stop := agreed(asked, self.world)):
                     started = time.perf_counter()
                     loss, norm = self._optimizer_step()
                     self.seconds += time.perf_counter() - started
@@ -181,20 +184,15 @@ class Training:
                     last = self.step == c.max_steps
                     improved = self._evaluate() if self.step % c.eval_interval == 0 or last else False
                     due = self.step % c.save_every == 0 or last
-                    if due or improved:
-                        self._save(best=improved)
                     if due:
                         self._add_sample()
+                    if due or improved:
+                        self._save(best=improved)
                 if stop and self.saved_step != self.step:
                     self._save(best=False)
             finally:
                 self.reporter.stop()
         return Result(self.step, self.val_loss, self.best, stop or None, self.seconds)
-
-    def _stop(self, asked: list[str]) -> str:
-        """Return the signal by which any of the processes was asked to stop; all hear the same."""
-        found = self.world.largest(signal.Signals[asked[0]] if asked else 0)
-        return signal.Signals(found).name if found else ""
 
     def _calibrate(self) -> None:
         """Set the thresholds of spiking neurons on the first batch."""
@@ -251,6 +249,7 @@ class Training:
         return norm
 
     def _non_finite_message(self, loss: Tensor, norm: Tensor) -> str:
+        self.saving.wait()
         kept = self.run.last
         ranks = self.unsound.nonzero().flatten().tolist()
         where = f" on rank {', '.join(map(str, ranks))} of {self.world.size}" if ranks else ""
@@ -267,7 +266,9 @@ class Training:
         with self._autocast():
             self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size, world=self.world)
         if not math.isfinite(self.val_loss):
-            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
+            self.saving.wait()
+            kept = self.run.last or "none yet"
+            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last good checkpoint: {kept}")
         improved = self.val_loss < self.best
         self.best = min(self.best, self.val_loss)
         active = activity(self.model, self.val[0]) if self.world.first or self.world.sharded else {}
@@ -275,7 +276,7 @@ class Training:
             return improved
         record = {
             "step": self.step,
-            "tokens": self.step * self.config.tokens_per_step,
+            "tokens": self.reading.tokens,
             "train_seconds": round(self.seconds, 3),
             "val_loss": self.val_loss,
             "val_bits_per_byte": self.val_loss / math.log(2) / self.corpus.bytes_per_token,
@@ -292,12 +293,12 @@ class Training:
             return
         record = {
             "step": self.step,
-            "tokens": self.step * c.tokens_per_step,
+            "tokens": self.reading.tokens,
             "train_loss": loss.item(),
             **{f"{name}_loss": value.item() for name, value in self.activity.now.items()},
             "learning_rate": learning_rate(self.step - 1, c),
             "grad_norm": norm.item(),
-            "tokens_per_s": steps_done * c.tokens_per_step / (self.seconds - self.seconds_before),
+            "tokens_per_s": (self.reading.tokens - self.tokens_before) / (self.seconds - self.seconds_before),
             "train_seconds": round(self.seconds, 3),
             "peak_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else process.peak(),
         }
@@ -307,6 +308,7 @@ class Training:
     def _save(self, *, best: bool) -> None:
         progress = {
             "step": self.step,
+            "best": best,
             "best_val_loss": self.best,
             "val_loss": self.val_loss,
             "train_seconds": self.seconds,
@@ -314,19 +316,21 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        states = self.reading.remembered()
+        self.saving.wait()  # before the copy is made: there is never more than one
+        about = {
+            "tokenizer": self.corpus.tokenizer,
+            "asked": self.corpus.prompting,
+            "states": tuple(self.reading.remembered()),
+        }
         if self.world.sharded:
             from bdh.train import sharding
 
-            directory = self.run.directory(self.step)
-            sharding.save(directory, self.model, self.optimizer, progress, self.corpus.tokenizer, self.world)
-            if self.world.first:
-                self.run.point(directory, best=best)
+            rest = Snapshot(self.model.config, weights={}, moments={}, progress=progress, **about)
+            sharding.save(self.run, rest, self.model, self.optimizer, self.world)
         elif self.world.first:
-            self.run.save(
-                self.model, self.optimizer, progress, best=best, tokenizer=self.corpus.tokenizer, states=states
-            )
-        self.world.wait()
+            with returning_freed_memory():
+                snapshot = Snapshot.take(self.model, self.optimizer, progress, **about)
+            self.saving.start(self.run.save, snapshot)
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
@@ -339,16 +343,17 @@ class Training:
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         stored = TrainConfig.from_dict(progress["train_config"])
-        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches"):
+        for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches", "carry"):
             before, now = getattr(stored, name), getattr(self.config, name)
             if before != now:
                 raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")
         self.step, self.best = progress["step"], progress["best_val_loss"]
+        self.reading.tokens = self.step * self.config.tokens_per_step  # at most, where rows are of different lengths
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:
             self.reading.remember(restore_states(directory, self.config.grad_acc_steps, self.device))
-        self.saved_step = self.step
+        self.saved_step, self.saved_best = self.step, progress["best"]
 
     def _add_sample(self) -> None:
         # all ranks of a sharded model make the same one together
@@ -357,9 +362,8 @@ class Training:
             self.run.add_sample(self.step, text)
 
     def _sample(self) -> str:
-        corpus = self.corpus
-        first = torch.tensor([[10 if corpus.separator is None else corpus.separator]], device=self.device)
-        decoder = corpus.tokenizer.decoder()
+        first = torch.as_tensor(self.corpus.opening, dtype=torch.int64, device=self.device)[None]
+        decoder = self.corpus.tokenizer.decoder()
         tokens = self.model.stream(first, SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed)
         return "".join(decoder.push(token.tolist()) for token in tokens) + decoder.flush()
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bdh import ops
 from bdh.config import BDHConfig, TrainConfig
-from bdh.data import Batch, Corpus, DocumentStreams, RandomWindows, document_starts, scored_share
+from bdh.data import Batch, Corpus
+from bdh.data.streams import NOT_SCORED
 from bdh.model import BDH, State, cross_entropy
 from bdh.train.distributed import ALONE, World
 
@@ -49,14 +50,11 @@ class Reading:
         self.model, self.config, self.world = model, config, world
         self._rows = world.rows(config.batch_size)
         shape = {"batch_size": config.batch_size, "block_size": config.block_size, "passes": config.grad_acc_steps}
-        self.order: RandomWindows | DocumentStreams
-        if config.batches == "windows":
-            self.order = RandomWindows(corpus.train, seed=config.seed, **shape)
-        else:
-            starts = document_starts(corpus.train, corpus.separator)
-            self.order = DocumentStreams(corpus.train, starts, seed=config.seed, **shape)
+        self.order = corpus.order(config.batches, carry=config.carry, seed=config.seed, **shape)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass that are read here, after the last step; None before and where none is carried."""
+        self.tokens = 0
+        """Read so far by all ranks, padding included."""
         self._loss_of: Any = torch.compile(model) if config.compile else model
 
     def first(self) -> Tensor:
@@ -64,12 +62,16 @@ class Reading:
         return next(iter(self.order.passes(0))).idx
 
     def losses(self, step: int, tap: dict[str, Any]) -> Iterator[tuple[Tensor, float]]:
-        """Yield the loss of each pass of a step, and its weight: the share of the scored tokens that it has here."""
+        """Yield the loss of each pass of a step, and its weight: by default the share of scored tokens it has here."""
         batches = list(self.order.passes(step))
-        scored = sum(scored_share(batch.targets) for batch in batches)
-        for number, (idx, targets, fresh) in enumerate(batches):
-            here = Batch(idx[self._rows], targets[self._rows], None if fresh is None else fresh[self._rows])
-            yield self._loss(number, here, tap), scored_share(here.targets) / scored
+        self.tokens += sum(batch.idx.numel() for batch in batches)
+        scored = [int((batch.targets != NOT_SCORED).sum()) for batch in batches]
+        for number, batch in enumerate(batches):
+            weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
+            fresh = None if batch.fresh is None else batch.fresh[self._rows]
+            here = batch._replace(idx=batch.idx[self._rows], targets=batch.targets[self._rows], fresh=fresh)
+            share = int((here.targets != NOT_SCORED).sum()) / scored[number] if self.world.size > 1 else 1.0
+            yield self._loss(number, here, tap), weight * share
 
     def remembered(self) -> list[State | None]:
         """Return what the rows of all ranks remember, by pass."""

@@ -3,7 +3,8 @@
 run.json                 exact command, configs, data, versions, git hash, hardware
 metrics.jsonl            one JSON object per logged step and per evaluation
 samples.txt              what the model said at each checkpoint
-checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser, progress, and what rows remember
+checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser, progress, what rows remember, and a manifest
+checkpoints/damaged-N/   what stood there as step-N and was found damaged when the run went on
 checkpoints/last, best   names of the newest and of the best of them
 """
 
@@ -12,10 +13,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,21 +27,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
-from bdh.data.tokenizers import Tokenizer
-from bdh.model import BDH, State
+from bdh.train import manifest
+from bdh.train.saving import Snapshot
 
-OPTIMIZER = "optimizer.safetensors"
-STATE = "state-{}.safetensors"
-"""What the rows of a pass remember, where training carries it on."""
-PROGRESS = "progress.json"
-PROGRESS_KEYS = {"step", "best_val_loss", "val_loss", "train_seconds", "train_config", "corpus", "scaler"}
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.txt"
+_SAMPLE = re.compile(rb"^--- step (\d+)\n", re.MULTILINE)
 KEEP = 2
 """Newest checkpoints that stay besides the best one."""
+
+
+class SavingError(OSError):
+    """Something of a run could not be written; what was there before is as it was."""
 
 
 def environment() -> dict[str, Any]:
@@ -82,19 +86,34 @@ class Run:
 
     Args:
         path: the directory.
-
-    Raises:
-        ValueError: it holds checkpoints, but not the pointer to the last one.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
-        if self.last is None and any(self.checkpoints.glob("step-*")):
-            raise ValueError(
-                f"{self.checkpoints / 'last'} does not name a checkpoint beside it: write the name of the newest "
-                "step-... directory into it, or choose another directory"
+
+    def kept(self) -> list[Path]:
+        """Return the checkpoints that are there, oldest first."""
+        return sorted(path for path in self.checkpoints.glob("step-*") if path.name[5:].isdecimal())
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint whose files are as they were written, and warn of every newer one.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged.
+        """
+        kept = self.kept()
+        for directory in reversed(kept):
+            problem = manifest.damage(directory)
+            if problem is None:
+                return directory
+            warnings.warn(f"{directory} is damaged: {problem}; the one before it is tried", stacklevel=2)
+        if kept:
+            raise CheckpointError(
+                f"{self.checkpoints}: none of {len(kept)} checkpoints is whole: put back a copy of one, or train anew "
+                "in another --out-dir"
             )
+        return None
 
     def describe(self, **facts: Any) -> None:
         """Write run.json: every command that worked on this run with its environment, and `facts` as they are now."""
@@ -103,66 +122,97 @@ class Run:
         history = (before["commands"] if before else []) + [{"command": command, "environment": environment()}]
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            files.write_text(self.path / "run.json", json.dumps({**facts, "commands": history}, indent=2) + "\n")
         except OSError as error:
-            raise ValueError(f"--out-dir {self.path} cannot be made ({error.strerror}): choose another") from None
-        files.write_text(self.path / "run.json", json.dumps({**facts, "commands": history}, indent=2) + "\n")
+            raise ValueError(f"--out-dir {self.path} cannot be written to ({error.strerror}): choose another") from None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(METRICS, json.dumps(record) + "\n")
 
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model said at `step` to samples.txt."""
-        with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step}\n{text}\n\n")
+        self._append(SAMPLES, f"--- step {step}\n{text}\n\n")
 
-    def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`, which a resumed run writes again."""
-        file = self.path / "metrics.jsonl"
-        if file.exists():
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            files.write_text(file, "".join(line + "\n" for line in lines))
+    def _append(self, name: str, text: str) -> None:
+        with self._explained(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(text)
 
-    def save(
-        self,
-        model: BDH,
-        optimizer: torch.optim.Optimizer,
-        progress: dict[str, Any],
-        *,
-        best: bool,
-        tokenizer: Tokenizer | None = None,
-        states: Sequence[State | None] = (),
-    ) -> None:
-        """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go."""
-        directory = self.directory(progress["step"])
-        with files.replacing_directory(directory) as work:
-            checkpoint.write_model(model, work, tokenizer)
-            save_file(_optimizer_tensors(model, optimizer), work / OPTIMIZER)
-            for number, state in enumerate(states):
-                if state is not None:
-                    checkpoint.save_state(state, work / STATE.format(number))
-            (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-        self.point(directory, best=best)
+    def rewind(self, step: int, *, best: bool = False) -> None:
+        """Make the directory what it was when the checkpoint of `step` had been written (-1: nothing yet).
+
+        Metrics and samples after it are dropped, since the resumed run writes them again. Newer checkpoints, which
+        are damaged, are set aside; what a killed process left half written goes, and what it had not come to is done:
+        `last`, and `best` if it is the best, name that checkpoint, and older ones go.
+        """
+        for directory in self.kept():
+            if _number(directory) > step:
+                aside = directory.with_name(directory.name.replace("step-", "damaged-"))
+                shutil.rmtree(aside, ignore_errors=True)
+                directory.rename(aside)
+        for name in ("run.json", METRICS, SAMPLES, "checkpoints/step-*", "checkpoints/last", "checkpoints/best"):
+            where, _, last = name.rpartition("/")
+            for unfinished in (self.path / where).glob(f".{last}.*"):
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        metrics, samples = self.path / METRICS, self.path / SAMPLES
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            files.write_text(metrics, "".join(line + "\n" for line in lines if _step_of(line) <= step))
+        if samples.exists():
+            text = samples.read_bytes()
+            later = (sample.start() for sample in _SAMPLE.finditer(text) if int(sample[1]) > step)
+            os.truncate(samples, next(later, text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0))
+        if step >= 0:
+            self.point(self.directory(step), best=best)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go.
+
+        Raises:
+            SavingError: it cannot be written; the checkpoints before are as they were.
+        """
+        directory = self.directory(snapshot.progress["step"])
+        with self._explained(directory):
+            for log in (METRICS, SAMPLES):
+                if (self.path / log).exists():
+                    files.sync(self.path / log)  # what is before a checkpoint is on disk before it
+            with files.replacing_directory(directory) as work:
+                snapshot.write(work)
+            self.point(directory, best=snapshot.progress["best"])
 
     def directory(self, step: int) -> Path:
         """Return where the checkpoint of a step goes."""
         return self.checkpoints / f"step-{step:08d}"
 
     def point(self, directory: Path, *, best: bool) -> None:
-        """Point `last` (and `best`) at a checkpoint; older ones beyond `KEEP` go."""
-        files.write_text(self.checkpoints / "last", directory.name + "\n")
-        if best:
-            files.write_text(self.checkpoints / "best", directory.name + "\n")
+        """Let `last` (and `best`) name a checkpoint; older ones beyond `KEEP` go."""
+        for pointer in ("last", "best") if best else ("last",):
+            files.write_text(self.checkpoints / pointer, directory.name + "\n")
         pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
-        for old in sorted(self.checkpoints.glob("step-*"))[:-KEEP]:
+        for old in self.kept()[:-KEEP]:
             if old not in pointed:
                 shutil.rmtree(old, ignore_errors=True)
 
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        """Say in one line what could not be written, why, and what is left."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise SavingError(
+                f"{path} cannot be written ({why}): make room or give rights, then go on with --resume-from "
+                f"{self.path}; last good checkpoint: {self.last or 'none yet'}"
+            ) from None
+
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint."""
+        """The checkpoint that was written last."""
         return checkpoint.pointed(self.path, "last")
+
+
+def _number(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
 
 
 def _step_of(line: str) -> float:
@@ -170,56 +220,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # a line cut off by a crash
         return float("inf")
-
-
-def _optimizer_tensors(model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's moments by parameter name."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    return tensors
-
-
-def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load weights, optimiser moments and progress of a checkpoint into `model` and `optimizer`.
-
-    Returns:
-        The progress: step, best validation loss and so on.
-
-    Raises:
-        CheckpointError: files are missing, damaged or of another model.
-    """
-    stored = checkpoint.load(directory)
-    if stored.config != model.config:
-        raise CheckpointError(f"{directory} is of another model ({stored.config}): keep its shape to resume")
-    model.load_state_dict(stored.state_dict())
-    try:
-        moments = load_file(directory / OPTIMIZER)
-        progress: dict[str, Any] = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
-        missing = PROGRESS_KEYS - progress.keys()
-        if missing:
-            raise ValueError(f"{PROGRESS} lacks {', '.join(sorted(missing))}")
-        # before the first step the optimiser has no moments
-        for name, parameter in model.named_parameters() if progress["step"] else ():
-            state = {key: moments[f"{name}|{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
-                raise ValueError(f"optimiser moments of {name} do not fit the model")
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-            }
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{directory} cannot be resumed from ({error}): expected a training checkpoint") from None
-    return progress
-
-
-def restore_states(directory: Path, passes: int, device: torch.device) -> list[State | None]:
-    """Load what the rows of each pass remembered when the checkpoint was made.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    return [checkpoint.load_state(directory / STATE.format(number), device=device) for number in range(passes)]
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:

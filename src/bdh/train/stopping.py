@@ -7,6 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bdh.train.distributed import World
+
+
+def agreed(asked: list[str], world: World) -> str:
+    """Return the signal by which any of the processes was asked to stop, if one was; all hear the same."""
+    found = world.largest(signal.Signals[asked[0]] if asked else 0)
+    return signal.Signals(found).name if found else ""
+
 
 @contextmanager
 def stop_requests(*, patient: bool = False) -> Iterator[list[str]]:

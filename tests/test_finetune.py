@@ -1,0 +1,200 @@
+"""Fine-tuning end to end: what it changes, what it keeps, what it says, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import bdh
+from bdh import BDH, BDHConfig, TrainConfig
+from bdh.checkpoint import load_prompting
+from bdh.cli import main
+from bdh.data import Prompting, load_corpus, load_examples
+from bdh.data.prepare import Settings, prepare
+from bdh.finetune import answers, base_text, bits_per_byte, padding
+from bdh.train import Run
+from bdh.train.reading import Reading
+
+COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue"}
+ASKS = ("Colour of {}?", "Which colour has {}?", "Say how {} looks.", "And {}?", "Please, {}?", "{}?")
+BASE = "the cat sat on the mat and saw the dog. " * 40
+LOOP = [
+    "--block-size",
+    "96",
+    "--batch-size",
+    "8",
+    "--warmup-steps",
+    "5",
+    "--eval-interval",
+    "40",
+    "--log-interval",
+    "40",
+]
+SHORT = [*LOOP, "--max-steps", "60", "--learning-rate", "1e-2"]
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, its text, and instructions."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.txt").write_text(BASE)
+    rows = [{"instruction": ask.format(thing), "output": said} for ask in ASKS for thing, said in COLOURS.items()]
+    Path("colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare("colours.jsonl", Settings(template="short", validation_share=0.25))
+    config = BDHConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.0)
+    bdh.save(BDH.from_seed(config, 0), "model")
+    return tmp_path
+
+
+def test_a_model_learns_to_answer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "finetune",
+        "--model",
+        "model",
+        "--dataset",
+        "colours",
+        "--replay",
+        "base.txt",
+        "--out-dir",
+        "tuned",
+        *SHORT,
+    )
+    assert run(*words, "--json") == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["answer_bits_per_byte"][0] > 7
+    assert found["answer_bits_per_byte"][1] < 1
+    # random before: replay teaches the text itself
+    assert found["base_bits_per_byte"][1] < found["base_bits_per_byte"][0]
+    assert found["cost"] == pytest.approx(found["base_bits_per_byte"][1] / found["base_bits_per_byte"][0] - 1)
+    assert load_prompting("tuned") == Prompting("short", 0)
+    assert "template short" in captured.err
+
+    # the figures are those of the checkpoint that was left
+    model, corpus = bdh.load("tuned"), load_examples(Path("data/colours"), 96)
+    base = load_corpus("base", data="base.txt")
+    assert bits_per_byte(model, base, 96, 128) == pytest.approx(found["base_bits_per_byte"][1], rel=1e-6)
+    nats = count = size = 0
+    for one in corpus.held_out:
+        idx = torch.tensor([[0, *one.tokens.tolist(), 0]])
+        logits = model(idx[:, :-1])[0]
+        nats += F.cross_entropy(logits[0, one.prompt :], idx[0, one.prompt + 1 :], reduction="sum").item()
+        count, size = count + len(one.tokens) - one.prompt + 1, size + len(one.tokens) - one.prompt
+    assert nats / math.log(2) / size == pytest.approx(found["answer_bits_per_byte"][1], rel=1e-4)
+    for one, (prompt, expected, said) in zip(
+        corpus.held_out[:3], answers(model, corpus.tokenizer, list(corpus.held_out[:3]), 0, 9), strict=True
+    ):
+        assert (prompt + expected).encode() == bytes(one.tokens)
+        ids = torch.tensor([[0, *prompt.encode()]])
+        made = model.generate(ids, 9, temperature=0)[0, ids.shape[1] :].tolist()
+        assert said.encode() == bytes(made).partition(b"\0")[0]
+
+    assert run(*words) == 2
+    assert "holds a run already: add --resume" in capsys.readouterr().err
+
+
+def test_stopped_and_gone_on_with_is_as_if_it_had_not_been(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("finetune", "--model", "model", "--data", "data/colours", "--replay", "base.txt", *LOOP, "--json")
+    schedule = ("--schedule", "linear", "--min-lr-ratio", 1)  # the same rate, however long it is to go
+    assert run(*words, *schedule, "--max-steps", 8, "--save-every", 4, "--out-dir", "whole") == 0
+    assert run(*words, *schedule, "--max-steps", 6, "--save-every", 3, "--out-dir", "parts") == 0
+    assert run(*words, *schedule, "--max-steps", 8, "--save-every", 4, "--out-dir", "parts", "--resume") == 0
+    last = [Run(name).last for name in ("whole", "parts")]
+    assert last[0] is not None
+    assert last[1] is not None
+    whole, parts = (bdh.load(one).state_dict() for one in last)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert run(*words, "--out-dir", "parts", "--resume", "--max-examples", 12, "--max-steps", 9) == 2
+    assert "was trained on other text" in capsys.readouterr().err
+
+
+def test_low_rank_changes_the_maps_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sft", "--model", "model", "--data", "data/colours", "--lora-rank", 2, "--out-dir", "low", *SHORT) == 0
+    assert "1,920 of 40,960 parameters learn" in capsys.readouterr().out.replace("\n", " ")
+    before, after = bdh.load("model").state_dict(), bdh.load("low").state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"encoder", "encoder_v", "decoder"}
+
+
+def test_files_of_instructions_are_prepared_by_the_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"instruction": f"Add 1 to {n}.", "output": str(n + 1)} for n in range(400)]
+    Path("add.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("sft", "--model", "model", "--data", "add.jsonl", "--template", "official", *LOOP, "--max-steps", 6)
+    assert run(*words, "--block-size", 256, "--max-examples", 50, "--out-dir", "add") == 0
+    out = capsys.readouterr().out
+    assert "learn 50 examples" in out
+    assert "no text of its training is known" in out
+    assert "### Response:" in out
+    assert load_prompting("add") == Prompting("official", 0)
+    assert run("train", "--resume-from", "add") == 2
+    assert "add is a run of bdh finetune: go on with" in capsys.readouterr().err
+    facts = json.loads(Path("add/run.json").read_text())
+    assert facts["examples"]["examples"]["learned"] == 50
+    assert facts["tuned_from"] == str(place / "model")
+
+
+def test_padding_is_counted(place: Path) -> None:
+    corpus = load_examples(Path("data/colours"), 96)
+    config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
+    (batch,) = corpus.order("windows", seed=config.seed, batch_size=8, block_size=96, passes=1).passes(0)
+    width = batch.idx.shape[1]
+    padded = sum(width - len(bytes(row.tolist()).rstrip(b"\0")) for row in batch.idx)
+    assert padding(corpus, config) == pytest.approx(padded / (8 * width))
+    assert padded
+
+
+def test_the_loss_of_a_step_is_that_of_answers_and_replay_by_their_shares(place: Path) -> None:
+    base = load_corpus("base", data="base.txt")
+    corpus = load_examples(Path("data/colours"), 96, replay=base, replay_share=0.25)
+    model = bdh.load("model")
+    config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
+    told, replayed = corpus.order("windows", seed=config.seed, batch_size=8, block_size=96, passes=1).passes(5)
+    expected = 0.75 * model(told.idx, told.targets)[1] + 0.25 * model(replayed.idx, replayed.targets)[1]
+    reading = Reading(model, corpus, config)
+    assert sum(loss * weight for loss, weight in reading.losses(5, {})).item() == pytest.approx(expected.item())
+    assert reading.tokens == 8 * told.idx.shape[1]
+
+
+def test_base_text_is_the_one_that_is_known(place: Path) -> None:
+    assert base_text(None, None) is None
+    assert base_text(None, {"text": {"dataset": "shakespeare", "data": "gone.txt"}}) is None
+    found = base_text(None, {"text": {"dataset": "shakespeare", "data": "base.txt"}})
+    assert found is not None
+    assert len(found.train) + len(found.validation) == len(BASE)
+
+
+MISTAKES = [
+    ("--dataset colours --template newline", "was prepared with the template short, not newline"),
+    ("--dataset colours --template chatml", "--template"),
+    ("--dataset colours --data data/colours", "expected one of --dataset"),
+    ("", "expected one of --dataset"),
+    ("--dataset dollly", "did you mean dolly?"),
+    ("--data NOWHERE", "NOWHERE"),
+    ("--dataset colours --block-size 9", "below 9 tokens in both splits"),
+    ("--dataset colours --batches streams", "batches='streams': expected windows"),
+    ("--dataset colours --replay nothing", "unknown corpus 'nothing'"),
+    ("--dataset colours --replay base.txt --replay-share 1.5", "--replay-share 1.5: expected a number"),
+    ("--dataset colours --replay base.txt --batch-size 1", "beside 1 of replay; got 0"),
+    ("--dataset colours --lora-rank 99", "lora_rank=99"),
+    ("--dataset colours --lora-rank 2 --resume", "a run of low rank cannot go on"),
+    ("--dataset colours --max-examples 0", "--max-examples 0: expected an integer >= 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[words or "(nothing)" for words, _ in MISTAKES])
+def test_a_mistake_gets_one_line(words: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("finetune", "--model", "model", "--out-dir", "out", *words.split()) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    assert not Path("out").exists()
