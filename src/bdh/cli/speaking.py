@@ -12,6 +12,7 @@ from bdh import generate as generation
 from bdh.chat import Conversation, prompt_ids
 from bdh.cli.shared import json_text, open_model
 from bdh.data import Prompting, read_tokenizer
+from bdh.data.tokenizers import Tokenizer
 from bdh.foreign import import_checkpoint
 from bdh.train.run import environment
 from bdh.train.stopping import stop_requests
@@ -154,7 +155,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
         n_layer: number of levels, when the file does not say.
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
     """
-    words = read_tokenizer(tokenizer) if tokenizer else None
+    words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
     asked = None
     if source.is_dir():
         from bdh.train import sharding  # half a second of imports

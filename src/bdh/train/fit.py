@@ -317,7 +317,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         self.saving.wait()  # before the copy is made: there is never more than one
-        about = {
+        about: dict[str, Any] = {
             "tokenizer": self.corpus.tokenizer,
             "asked": self.corpus.prompting,
             "states": tuple(self.reading.remembered()),
