@@ -166,20 +166,8 @@ def public_things() -> list[tuple[str, object]]:
         things.append((name, thing))
         if isinstance(thing, type):
             things += [(f"{name}.{k}", v) for k, v in vars(thing).items() if not k.startswith("_") and callable(v)]
-    for module in (
-        bdh.bench,
-        bdh.chat,
-        bdh.compare,
-        bdh.evaluation,
-        bdh.finetune,
-        bdh.lens,
-        bdh.lowrank,
-        bdh.generate,
-        bdh.mechanisms,
-        bdh.ops,
-        bdh.data,
-        bdh.train,
-    ):
+    rooms = (bdh.bench, bdh.compare, bdh.lens, bdh.generate, bdh.mechanisms, bdh.ops, bdh.data, bdh.train)
+    for module in (*rooms, bdh.chat, bdh.evaluation, bdh.finetune, bdh.lowrank):
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         things += [
             (f"{module.__name__}.{n}", getattr(module, n))

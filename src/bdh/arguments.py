@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -74,6 +74,8 @@ class TrainArgs(Shape):
     """Run directory; by default runs/DATASET-SIZE, with the variant behind if it is not bdh."""
     resume_from: str | None = None
     """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
+    parallel: Literal["data", "fsdp"] = "data"
+    """What processes started by torchrun share out: rows of the batch, or with fsdp also weights and moments."""
     json: bool = False
     """Print the result as one JSON line; progress goes to stderr."""
 
@@ -93,6 +95,10 @@ class PlanArgs(Shape):
 
     run: Path | None = None
     """Compare the plan of this run directory with what was measured there; the run has all other settings."""
+    devices: int = 1
+    """Plan for so many equal devices: what each holds, and sends per step."""
+    parallel: Literal["data", "neurons", "fsdp"] = "data"
+    """What several devices share out: rows of the batch, neurons, or rows with weights in pieces."""
     calibrate: bool = True
     """Time some steps on this machine; --no-calibrate answers at once."""
     json: bool = False

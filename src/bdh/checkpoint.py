@@ -80,9 +80,7 @@ def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None, asked
     return target
 
 
-def write_model(
-    model: BDH, directory: Path, tokenizer: Tokenizer | None = None, asked: Prompting | None = None
-) -> None:
+def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None, asked: Prompting | None = None) -> None:
     """Write the model's files into an existing directory (no atomicity of its own)."""
     write_weights(model.state_dict(), model.config, directory, tokenizer, asked)
 
@@ -97,6 +95,13 @@ def write_weights(
     """Write the files of the model that has these weights."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    write_config(config, directory, tokenizer, asked)
+
+
+def write_config(
+    config: BDHConfig, directory: Path, tokenizer: Tokenizer | None = None, asked: Prompting | None = None
+) -> None:
+    """Write all files of a model but its weights into an existing directory."""
     about = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.name if tokenizer else "bytes"}
     about |= asked.to_dict() if asked else {}
     if tokenizer and (definition := tokenizer.definition()) is not None:
@@ -118,7 +123,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
         CheckpointError: missing, truncated or foreign files, or tensors that do not fit the config.
     """
     directory = resolve(path)
-    config = _read_config(directory / CONFIG)
+    config = read_config(directory)
     weights = directory / WEIGHTS
     try:
         with safe_open(weights, framework="pt", device=str(device)) as file:
@@ -207,7 +212,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(file: Path) -> BDHConfig:
+def read_config(directory: Path) -> BDHConfig:
+    """Return the shape of the model in a directory.
+
+    Raises:
+        CheckpointError: config.json is missing or damaged.
+    """
+    file = directory / CONFIG
     content = _read_json(file)
     try:
         return BDHConfig.from_dict(content["model"])

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 
@@ -51,6 +52,8 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield work
         for file in work.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # some libraries make private files
             sync(file)
         sync(work)
         work.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
@@ -83,6 +86,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+@cache  # it can only be read by changing it, which other threads would see
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -193,7 +193,7 @@ class BDH(nn.Module):
             c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
             v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=self.drop.p, winners=c.winners_per_head)
         else:
-            turn = ops.rotation(self.config.neurons_per_head, position, idx.shape[1], like=self.encoder)
+            turn = self._turn(position, idx.shape[1])
             for level in range(self.config.n_layer):
                 before = state.level(level) if state is not None else {}
                 carried = Carried(before, position, wanted=wants_state, owned=owns_state)
@@ -215,7 +215,7 @@ class BDH(nn.Module):
         """
         self._check_ids(idx)
         state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
-        turn = ops.rotation(self.config.neurons_per_head, state.position, 1, like=self.encoder)
+        turn = self._turn(state.position, 1)
         with torch.no_grad():
             levels = [state.level(level) for level in range(self.config.n_layer)]
             v = ops.step_levels(self._normed(self.embed(idx)), weights, levels, turn, state.position)
@@ -232,8 +232,14 @@ class BDH(nn.Module):
         y = parts.gate(level, v, tap("y_pre", self._normed(a) @ self.encoder_v), carried)  # (B, H, T, K)
         y = tap("y_sparse", y)
         xy = tap("xy_sparse", ops.product(x, y))
-        write = self.drop(xy).transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
-        return tap("v", self._normed(v + self._normed(write) + parts.recall(v, carried)))
+        return tap("v", self._normed(v + self._normed(self._write(xy)) + parts.recall(v, carried)))
+
+    def _turn(self, position: int, tokens: int) -> Tensor:  # this and the next are others in `bdh.train.neurons`
+        return ops.rotation(self.config.neurons_per_head, position, tokens, like=self.encoder)
+
+    def _write(self, xy: Tensor) -> Tensor:
+        stays: Tensor = self.drop(xy)
+        return stays.transpose(1, 2).flatten(2) @ self.decoder  # (B, T, D)
 
     def _normed(self, x: Tensor) -> Tensor:
         return self._norm(x, x.shape[-1:])

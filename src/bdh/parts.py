@@ -238,6 +238,11 @@ class Parts(nn.Module):
             for weight in weights:
                 self.scale_free.attach(weight)
 
+    def observed(self) -> list[Tensor]:
+        """Return the sums of what was observed since the last step; those of two batches, added, are those of both."""
+        adapting = [part for part in self.modules() if isinstance(part, (Homeostatic, ThresholdController))]
+        return [getattr(part, name) for part in adapting for name in part.SUMS]
+
     @torch.no_grad()
     def after_step(self, encoders: list[nn.Parameter], decoder: nn.Parameter) -> None:
         """Put the weights back under masks and law after an optimiser step, and let what adapts slowly adapt."""

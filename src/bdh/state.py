@@ -51,7 +51,7 @@ class State:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
         """Return a copy on another device or in another precision (counters stay integers)."""
-        return self._each(lambda part: part.to(device=device, dtype=dtype if part.is_floating_point() else None))
+        return self.each(lambda part: part.to(device=device, dtype=dtype if part.is_floating_point() else None))
 
     def rows(self, index: slice | list[int] | Tensor) -> State:
         """Return the chosen sequences of the batch as a state of their own.
@@ -61,11 +61,11 @@ class State:
             >>> state.rows([0, 0]).batch_size     # one context, two continuations
             2
         """
-        return self._each(lambda part: part[index])
+        return self.each(lambda part: part[index])
 
     def detach(self) -> State:
         """Return the same values without the graph of what was read, so that no gradient goes back beyond here."""
-        return self._each(lambda part: part.detach())
+        return self.each(lambda part: part.detach())
 
     def where(self, fresh: Tensor, other: State) -> State:
         """Return `other`'s rows where `fresh` (B,) is true, else these.
@@ -82,7 +82,8 @@ class State:
             levels.append({name: torch.where(rows[name], instead[name], part) for name, part in level.items()})
         return State.of_levels(levels, self.position)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> State:
+    def each(self, change: Callable[[Tensor], Tensor]) -> State:
+        """Return the state with every tensor changed."""
         more = tuple({name: change(part) for name, part in level.items()} for level in self.mechanisms)
         return replace(self, rho=tuple(map(change, self.rho)), mechanisms=more)
 

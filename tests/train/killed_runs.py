@@ -107,7 +107,7 @@ def main(folder: Path, kills: int) -> None:
                     time.sleep(dice.uniform(0, startup))
                 else:
                     starts.append(int.from_bytes(os.read(read, 4), "big"))
-                    time.sleep(dice.uniform(0, 1.5 * seconds / kills))
+                    time.sleep(dice.uniform(0, 5 * seconds / kills))
                 os.kill(child, signal.SIGKILL)
             if end(child, read):
                 kept = False

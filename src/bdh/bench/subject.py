@@ -55,7 +55,7 @@ class Subject:
 
     def save(self, directory: Path) -> None:
         """Write what a worker reads."""
-        checkpoint.write_model(self.model, directory)
+        checkpoint.write_model(self.model, directory, None)
         np.save(directory / "tokens.npy", self.tokens)
 
     def density(self, point: Point) -> Density:

@@ -21,7 +21,7 @@ from bdh.cli.texts import prepare
 from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
 from bdh.cli.tuning import finetune, sft
 from bdh.parsing import Group, parse
-from bdh.train import NonFiniteError
+from bdh.train import LostRankError, NonFiniteError
 
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Exception, MemoryError) as error:
         if os.environ.get("BDH_DEBUG"):
             raise
-        known = isinstance(error, ValueError | OSError | NonFiniteError)
+        known = isinstance(error, ValueError | OSError | NonFiniteError | LostRankError)
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else " (BDH_DEBUG=1 shows where)"
         print("bdh: " + kind + " ".join(str(error).split()) + hint, file=sys.stderr)

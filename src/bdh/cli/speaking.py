@@ -11,7 +11,7 @@ from bdh import checkpoint, ops
 from bdh import generate as generation
 from bdh.chat import Conversation, prompt_ids
 from bdh.cli.shared import json_text, open_model
-from bdh.data import Prompting, read_tokenizer
+from bdh.data import Prompting, Tokenizer, read_tokenizer
 from bdh.foreign import import_checkpoint
 from bdh.train.run import environment
 from bdh.train.stopping import stop_requests
@@ -146,16 +146,24 @@ def _turns() -> Iterator[str]:
 
 
 def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: Path | None = None) -> int:
-    """Turn an official or community .pt checkpoint into a model directory; no code in the file is run.
+    """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code is run.
 
     Args:
-        source: the .pt file.
+        source: the .pt file; or a checkpoint of bdh train --parallel fsdp, or its run directory.
         out: directory to write.
         n_layer: number of levels, when the file does not say.
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
     """
-    words = read_tokenizer(tokenizer) if tokenizer else None
-    model = import_checkpoint(source, n_layer=n_layer)
+    words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
+    if source.is_dir():
+        from bdh.train import sharding  # half a second of imports
+
+        directory = checkpoint.resolve(source)
+        if not sharding.is_sharded(directory):
+            raise ValueError(f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp")
+        model, words = sharding.merge(directory), words or checkpoint.load_tokenizer(directory)
+    else:
+        model = import_checkpoint(source, n_layer=n_layer)
     if words is not None and words.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{tokenizer} has {words.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "

@@ -19,12 +19,25 @@ from bdh.cli.shared import corpus_of, json_text
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import ByteTokenizer, load_corpus
 from bdh.model import BDH
-from bdh.train import Reporter, Run, fit
+from bdh.train import NonFiniteError, Reporter, Run, World, fit, joined
 
 
 def train(args: Annotated[TrainArgs, FLAT]) -> int:
-    """Train a model on a text and keep everything about the run in one directory."""
-    console = Console(stderr=args.json, highlight=False)
+    """Train a model on a text and keep everything about the run in one directory.
+
+    Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh train ...
+    """
+    with joined(sharded=args.parallel == "fsdp") as world:
+        try:
+            return _train(args, world)
+        except NonFiniteError:
+            if world.first:
+                raise
+            return 1  # all ranks know the same, one says it
+
+
+def _train(args: TrainArgs, world: World) -> int:
+    console = Console(stderr=args.json, highlight=False, quiet=not world.first)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     run = _open_run(args)
     corpus = load_corpus(args.dataset, data=args.data, progress=say)
@@ -39,8 +52,8 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
     where = {"dataset": args.dataset, "data": data}
     planned = planning.make(args.model, config).to_dict()
     facts = {"model_size": args.model_size, "text": where, "plan": planned}
-    result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts)
-    if args.json:
+    result = fit(BDH.from_seed(args.model, config.seed), corpus, config, run, Reporter(console), facts, world)
+    if args.json and world.first:
         print(json_text({"run": str(run.path), **vars(result)}))
     if result.interrupted:
         say(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
@@ -85,6 +98,14 @@ def plan(args: Annotated[PlanArgs, FLAT]) -> int:
         return 0
     say = functools.partial(errors.print, markup=False, soft_wrap=True)
     train = args.training(lambda: load_corpus(args.dataset, data=args.data, progress=say))
+    if args.devices != 1:
+        each = planning.on_devices(args.model, train, args.devices, args.parallel)
+        if args.json:
+            print(json_text({"devices": each.to_dict()}))
+        else:
+            console.print(f"{args.size_name}: {args.model.n_parameters:,} parameters\n")
+            planning.print_devices(each, console)
+        return 0
     needed = planning.make(args.model, train)
     speeds = _speeds(args.model, train, planning.TRAINED, errors) if args.calibrate else {}
     if args.json:

@@ -36,6 +36,11 @@ class Batch(NamedTuple):
     weight: float | None = None
     """Share of the loss of the step; None: that of the scored tokens."""
 
+    def rows(self, rows: slice) -> Batch:
+        """Return some of its rows."""
+        fresh = None if self.fresh is None else self.fresh[rows]
+        return self._replace(idx=self.idx[rows], targets=self.targets[rows], fresh=fresh)
+
 
 class Order(Protocol):
     """A pure function of the step."""

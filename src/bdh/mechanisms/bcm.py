@@ -46,6 +46,7 @@ class BCMHomeostasis(Homeostatic):
         1.0
     """
 
+    SUMS = ("power", "tokens")
     theta: Tensor
     """(H, K) running mean of the squared activity."""
     power: Tensor

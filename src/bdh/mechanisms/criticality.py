@@ -258,6 +258,7 @@ class CriticalityRegulator(Homeostatic):
         True
     """
 
+    SUMS = ("products", "squares", "active", "tokens")
     log_gain: Tensor
     products: Tensor
     """(steps,) sums of the regression since the last step."""

@@ -18,6 +18,9 @@ class Homeostatic(nn.Module):
     saved in the state dict, the sums too, so that a resumed run goes on as if it had not stopped.
     """
 
+    SUMS: tuple[str, ...] = ()
+    """Buffers that `observe` adds to: those of two batches, added, are those of both."""
+
     def observe(self, activity: Tensor) -> None:
         """Add up what fired; does nothing in eval mode.
 

@@ -133,6 +133,8 @@ class ThresholdController(nn.Module):
         0.25
     """
 
+    SUMS = ("fired", "tokens")
+    """Buffers that `observe` adds to: those of two batches, added, are those of both."""
     threshold: Tensor
     """Shape as given: where the neurons fire now."""
     spread: Tensor

@@ -62,11 +62,13 @@ def phases(
     windows = max(1, min(train.batch_size, EVALUATED // (T * config.n_neurons)))
     if train.eval_windows is not None:
         windows = min(train.eval_windows, windows)
+    training = always + round(held * _training(config, train, path, density, e))
     return {
-        "training": always + round(held * _training(config, train, path, density, e)),
+        "training": training,
         "evaluation": always + _reading(config, windows, T, e),
         "sampling": always + (config.n_layer + 2) * WIDE * config.n_neurons * config.n_embd,  # states, turned encoders
-        "saving": always + 2 * weights,
+        # a copy of weights and moments, in the machine's memory, is written while training goes on
+        "training while a checkpoint is written": training + (3 * weights if device.type == "cpu" else 0),
     }
 
 

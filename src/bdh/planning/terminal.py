@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bdh.planning.comparison import Comparison, Row
+from bdh.planning.devices import DevicePlan
 from bdh.planning.planner import Plan
 from bdh.planning.speed import Speed
 
@@ -53,6 +54,26 @@ def print_comparison(found: Comparison, speed: Speed | None, console: Console) -
         if any(row.name == "activations kept" and row.measured for row in found.rows()):
             table.caption = "activations: planned at random weights; beside it by formula, for what is active now"
     console.print(table)
+
+
+def print_devices(plan: DevicePlan, console: Console) -> None:
+    """Print what each of several devices holds and sends.
+
+    Args:
+        plan: what was predicted.
+        console: where to.
+    """
+    held = _table(f"each of {plan.devices} devices holds ({plan.parallel} shared out)", "")
+    for name, count in plan.held_bytes.items():
+        held.add_row(name, size(count))
+    held.add_row("in all", size(plan.peak_bytes))
+    held.add_row("synaptic state, one sequence of any length", size(plan.state_bytes))
+    told = _table("\nmessages of a step", "\nranks", "\nhanded in", "\nsent by each")
+    for name, message in plan.messages.items():
+        told.add_row(name, f"{message.ranks}", size(message.payload_bytes), size(message.sent_bytes))
+    told.add_row("in all", "", "", size(plan.sent_bytes))
+    console.print(held)
+    console.print(told)
 
 
 def _figure(row: Row, value: float | None) -> str:

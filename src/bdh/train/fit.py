@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from bdh.generate import stream_text
 from bdh.model import BDH
 from bdh.ops.memory import keep_freed_memory, returning_freed_memory
 from bdh.train.clipping import clip_gradients
+from bdh.train.distributed import ALONE, World
 from bdh.train.losses import ActivityLosses
 from bdh.train.reading import Reading
 from bdh.train.report import Reporter
 from bdh.train.run import Run
-from bdh.train.saving import Snapshot, restore, restore_states
+from bdh.train.saving import Background, Snapshot, restore, restore_states
 from bdh.train.schedule import learning_rate
 from bdh.train.setup import make_optimizer, pick_device, pick_dtype
 from bdh.train.stopping import stop_requests
@@ -63,11 +65,13 @@ def fit(
     run: Run,
     reporter: Reporter | None = None,
     facts: dict[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Result:
     """Train `model` on `corpus`, going on from the newest checkpoint of `run` if there is one.
 
     Data order and dropout are pure functions of (seed, step), so a resumed run takes the same steps as an
-    uninterrupted one, bit for bit on a CPU.
+    uninterrupted one, bit for bit on a CPU. Several processes take, up to rounding, the steps of one that reads the
+    same `batch_size` rows alone, if there is no dropout: each draws its own.
 
     Args:
         model: trained in place.
@@ -76,6 +80,7 @@ def fit(
         run: where metrics and checkpoints go.
         reporter: what to show; None for the default.
         facts: what else run.json should tell.
+        world: the processes that share the work, see `bdh.train.joined`.
 
     Returns:
         How it ended.
@@ -83,20 +88,32 @@ def fit(
     Raises:
         ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit.
         NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
+        LostRankError: another process died, or does not answer.
     """
-    training = Training(model, corpus, config, run, reporter or Reporter())
+    training = Training(model, corpus, config, run, reporter or Reporter(), world)
     newest = run.newest()
     if newest is not None:
         training.resume(newest)
+    training.world.wait()
     # only now is it known that the run may go on with these settings
-    run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
-    return training.fit()
+    if training.world.first:
+        run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
+    with training.world.together():  # a sharded model speaks with the other ranks in every pass
+        return training.fit()
 
 
 class Training:
     """The objects of one call of `fit`; `bdh plan` times its steps."""
 
-    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, run: Run, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        model: BDH,
+        corpus: Corpus,
+        config: TrainConfig,
+        run: Run,
+        reporter: Reporter,
+        world: World = ALONE,
+    ) -> None:
         corpus.require(config.block_size, model.config.vocab_size)
         if not model.config.released and config.backend in ("native", "tiled"):
             raise ValueError(
@@ -112,8 +129,9 @@ class Training:
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.model, self.corpus, self.config, self.run, self.reporter = model, corpus, config, run, reporter
+        self.world = world
         model.to(self.device)
-        shape, tokens = model.config, config.batch_size * config.block_size
+        shape, tokens = model.config, config.batch_size // self.world.size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
         if config.bptt == "none" or config.batches == "streams":
@@ -122,14 +140,21 @@ class Training:
             path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"
         self.path = "torch.compile" if config.compile else path
         self.activity = ActivityLosses(shape, config)
+        if self.world.sharded:
+            from bdh.train import sharding  # half a second of imports
+
+            sharding.shard(model, config, self.world)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.reading = Reading(model, corpus, config)
+        self.reading = Reading(model, corpus, config, self.world)
         # the text itself counts on resume, not the name of the place it was read from
         self.text_hashes = list(corpus.hashes)
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
         self.step = 0
         self.saved_step, self.saved_best = -1, False
+        self.saving = Background()
+        self.unsound = torch.zeros(1)
+        """Which ranks had a loss or gradient that is no finite number at the last step."""
         self.val_loss = self.best = math.inf
         self.seconds = self.seconds_before = 0.0
         self.tokens_before = 0
@@ -137,7 +162,8 @@ class Training:
     def fit(self) -> Result:
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.run.rewind(self.saved_step, best=self.saved_best)
+        if self.world.first:
+            self.run.rewind(self.saved_step, best=self.saved_best)
         probe = self.val[0][:DENSITY_WINDOWS]
         with returning_freed_memory():
             self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
@@ -145,12 +171,13 @@ class Training:
         first, c = self.step, self.config
         self.seconds_before, self.tokens_before = self.seconds, self.reading.tokens
         self.reporter.start(first, c.max_steps)
-        with stop_requests() as stop:
+        stop = ""
+        with stop_requests(patient=self.world.size > 1) as asked, self.saving:
             try:
                 if self.step == 0:
                     self._calibrate()
                     self._evaluate()
-                while self.step < c.max_steps and not stop:
+                while self.step < c.max_steps and not (stop := self._stop(asked)):
                     started = time.perf_counter()
                     loss, norm = self._optimizer_step()
                     self.seconds += time.perf_counter() - started
@@ -160,14 +187,19 @@ class Training:
                     improved = self._evaluate() if self.step % c.eval_interval == 0 or last else False
                     due = self.step % c.save_every == 0 or last
                     if due:
-                        self.run.add_sample(self.step, self._sample())
+                        self._add_sample()
                     if due or improved:
                         self._save(best=improved)
                 if stop and self.saved_step != self.step:
                     self._save(best=False)
             finally:
                 self.reporter.stop()
-        return Result(self.step, self.val_loss, self.best, stop[0] if stop else None, self.seconds)
+        return Result(self.step, self.val_loss, self.best, stop or None, self.seconds)
+
+    def _stop(self, asked: list[str]) -> str:
+        """Return the signal by which any of the processes was asked to stop; all hear the same."""
+        found = self.world.largest(signal.Signals[asked[0]] if asked else 0)
+        return signal.Signals(found).name if found else ""
 
     def _calibrate(self) -> None:
         """Set the thresholds of spiking neurons on the first batch."""
@@ -180,7 +212,7 @@ class Training:
         return loss, self.update(loss)
 
     def accumulate(self) -> Tensor:
-        """Add up the gradients of one step, and return the mean training loss."""
+        """Add up the gradients of one step, those of all processes, and return the mean training loss."""
         self.model.train()
         total = torch.zeros((), device=self.device)
         tap = {"tap": self.activity} if self.activity.wanted else {}
@@ -190,7 +222,19 @@ class Training:
                 with torch.autocast(self.device.type, enabled=False):
                     self.scaler.scale((loss + self.activity.total()) * weight).backward()
                 total += loss.detach() * weight
+        self._add_up(total)
         return total
+
+    def _add_up(self, total: Tensor) -> None:
+        """Replace gradients, loss and what slow parts observed by the sums over the processes."""
+        if self.world.size == 1:
+            return
+        # sharded ones are added up as they are made
+        gradients = [] if self.world.sharded else [p.grad for p in self.model.parameters() if p.grad is not None]
+        sound = total.isfinite() & torch.nn.utils.get_total_norm(gradients).isfinite()
+        self.unsound = total.new_zeros(self.world.size)
+        self.unsound[self.world.rank] = ~sound
+        self.world.add_up([*gradients, total, self.unsound, *self.model.parts.observed()])
 
     def update(self, total: Tensor) -> Tensor:
         """Move the weights by the gradients of a step, and return the norm of these before clipping."""
@@ -198,6 +242,8 @@ class Training:
             group["lr"] = learning_rate(self.step, self.config)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.named_parameters(), self.config)
+        if self.world.sharded:
+            norm = norm.full_tensor()  # type: ignore[attr-defined]
         # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
         gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
         if not (bool(total.isfinite()) and gradient_ok):
@@ -210,9 +256,12 @@ class Training:
         return norm
 
     def _non_finite_message(self, loss: Tensor, norm: Tensor) -> str:
+        self.saving.wait()
         kept = self.run.last
+        ranks = self.unsound.nonzero().flatten().tolist()
+        where = f" on rank {', '.join(map(str, ranks))} of {self.world.size}" if ranks else ""
         return (
-            f"step {self.step}: loss {loss.item():g}, gradient norm {norm.item():g}: expected finite numbers. "
+            f"step {self.step}: loss {loss.item():g}, gradient norm {norm.item():g}{where}: expected finite numbers. "
             f"The step was not taken; last good checkpoint: {kept or 'none yet'}. "
             f"Try a lower --learning-rate (now {self.config.learning_rate:g}) or --grad-clip"
         )
@@ -222,11 +271,16 @@ class Training:
         """Measure on the fixed windows, and return whether the loss is the best so far."""
         self.model.eval()
         with self._autocast():
-            self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size)
+            self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size, world=self.world)
         if not math.isfinite(self.val_loss):
-            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last checkpoint: {self.run.last}")
+            self.saving.wait()
+            kept = self.run.last or "none yet"
+            raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last good checkpoint: {kept}")
         improved = self.val_loss < self.best
         self.best = min(self.best, self.val_loss)
+        active = activity(self.model, self.val[0]) if self.world.first or self.world.sharded else {}
+        if not self.world.first:
+            return improved
         record = {
             "step": self.step,
             "tokens": self.reading.tokens,
@@ -234,7 +288,7 @@ class Training:
             "val_loss": self.val_loss,
             "val_bits_per_byte": self.val_loss / math.log(2) / self.corpus.bytes_per_token,
             "best": improved,
-            **activity(self.model, self.val[0]),
+            **active,
         }
         self.run.log(record)
         self.reporter.evaluation(record, self.init_density)
@@ -242,6 +296,8 @@ class Training:
 
     def _log(self, loss: Tensor, norm: Tensor, steps_done: int) -> None:
         c = self.config
+        if not self.world.first:
+            return
         record = {
             "step": self.step,
             "tokens": self.reading.tokens,
@@ -267,19 +323,36 @@ class Training:
             "corpus": self.text_hashes,
             "scaler": self.scaler.state_dict(),
         }
-        snapshot = Snapshot.take(
-            self.model,
-            self.optimizer,
-            progress,
-            tokenizer=self.corpus.tokenizer,
-            asked=self.corpus.prompting,
-            states=self.reading.states,
-        )
-        self.run.save(snapshot)
+        self.saving.wait()  # before the copy is made: there is never more than one
+        states = self.reading.remembered()
+        if self.world.sharded:
+            from bdh.train import sharding
+
+            directory = self.run.directory(self.step)
+            sharding.save(directory, self.model, self.optimizer, progress, self.corpus.tokenizer, self.world)
+            if self.world.first:
+                self.run.point(directory, best=best)
+        elif self.world.first:
+            with returning_freed_memory():
+                snapshot = Snapshot.take(
+                    self.model,
+                    self.optimizer,
+                    progress,
+                    tokenizer=self.corpus.tokenizer,
+                    asked=self.corpus.prompting,
+                    states=states,
+                )
+            self.saving.start(self.run.save, snapshot)
+        self.world.wait()
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
-        progress = restore(directory, self.model, self.optimizer)
+        if self.world.sharded:
+            from bdh.train import sharding
+
+            progress = sharding.restore(directory, self.model, self.optimizer)
+        else:
+            progress = restore(directory, self.model, self.optimizer)
         if progress["corpus"] != self.text_hashes:
             raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
         stored = TrainConfig.from_dict(progress["train_config"])
@@ -292,15 +365,21 @@ class Training:
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:
-            self.reading.states = restore_states(directory, self.config.grad_acc_steps, self.device)
+            self.reading.remember(restore_states(directory, self.config.grad_acc_steps, self.device))
         self.saved_step, self.saved_best = self.step, progress["best"]
+
+    def _add_sample(self) -> None:
+        # all ranks of a sharded model make the same one together
+        text = self._sample() if self.world.first or self.world.sharded else ""
+        if self.world.first:
+            self.run.add_sample(self.step, text)
 
     def _sample(self) -> str:
         corpus = self.corpus
         first = torch.as_tensor(corpus.opening, dtype=torch.int64, device=self.device)[None]
         end = corpus.prompting.end if corpus.prompting else None
-        how = {"temperature": 0.8, "seed": self.config.seed}
-        return "".join(stream_text(self.model, first, SAMPLE_TOKENS, end=end, tokenizer=corpus.tokenizer, **how))
+        how: dict[str, Any] = {"end": end, "tokenizer": corpus.tokenizer, "temperature": 0.8, "seed": self.config.seed}
+        return "".join(stream_text(self.model, first, SAMPLE_TOKENS, **how))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -310,5 +389,6 @@ class Training:
         """Seed the dropout of this step, and give the caller's random state back afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self.config.seed * _SPREAD + self.step) % 2**63)
+            # far beyond any number of steps, so that no two ranks share a stream either
+            torch.manual_seed((self.config.seed * _SPREAD + self.step + (self.world.rank << 48)) % 2**63)
             yield

@@ -13,6 +13,7 @@ from bdh.config import BDHConfig, TrainConfig
 from bdh.data import Batch, Corpus
 from bdh.data.streams import NOT_SCORED
 from bdh.model import BDH, State, cross_entropy
+from bdh.train.distributed import ALONE, World
 
 
 def check_reading(model: BDHConfig, config: TrainConfig) -> None:
@@ -41,30 +42,42 @@ class Reading:
         model: what reads.
         corpus: its training split is read.
         config: order and shape of the batches.
+        world: of whose rows some are read here.
     """
 
-    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig) -> None:
+    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, world: World = ALONE) -> None:
         check_reading(model.config, config)
-        self.model, self.config = model, config
+        self.model, self.config, self.world = model, config, world
+        self._rows = world.rows(config.batch_size)
         self.order = corpus.order(config)
         self.states: list[State | None] = [None] * config.grad_acc_steps
-        """Of the rows of each pass, after the last step; None before the first, and where nothing is carried."""
+        """Of the rows of each pass that are read here, after the last step; None before and where none is carried."""
         self.tokens = 0
-        """Read so far, padding included."""
+        """Read so far by all ranks, padding included."""
         self._loss_of: Any = torch.compile(model) if config.compile else model
 
     def first(self) -> Tensor:
-        """Return the tokens of the first pass, (B, T)."""
+        """Return the tokens of the first pass, (B, T), those of all ranks."""
         return next(iter(self.order.passes(0))).idx
 
     def losses(self, step: int, tap: dict[str, Any]) -> Iterator[tuple[Tensor, float]]:
-        """Yield the loss of each pass of a step, and its weight: by default the share of the scored tokens it has."""
+        """Yield the loss of each pass of a step, and its weight: the share of the scored tokens that it has here."""
         batches = list(self.order.passes(step))
         self.tokens += sum(batch.idx.numel() for batch in batches)
         scored = [int((batch.targets != NOT_SCORED).sum()) for batch in batches]
         for number, batch in enumerate(batches):
             weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
-            yield self._loss(number, batch, tap), weight
+            here = batch.rows(self._rows)
+            share = int((here.targets != NOT_SCORED).sum()) / scored[number]
+            yield self._loss(number, here, tap), weight * share
+
+    def remembered(self) -> list[State | None]:
+        """Return what the rows of all ranks remember, by pass."""
+        return [None if state is None else state.each(self.world.all_rows) for state in self.states]
+
+    def remember(self, states: list[State | None]) -> None:
+        """Take over what the rows of all ranks remember, by pass."""
+        self.states = [None if state is None else state.rows(self._rows) for state in states]
 
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device

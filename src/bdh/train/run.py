@@ -142,8 +142,8 @@ class Run:
         """Make the directory what it was when the checkpoint of `step` had been written (-1: nothing yet).
 
         Metrics and samples after it are dropped, since the resumed run writes them again. Newer checkpoints, which
-        are damaged, are set aside; what a killed process left half written goes; `last`, and `best` if it is the best,
-        name that checkpoint, which a process killed at that moment had not yet written.
+        are damaged, are set aside; what a killed process left half written goes, and what it had not come to is done:
+        `last`, and `best` if it is the best, name that checkpoint, and older ones go.
         """
         for directory in self.kept():
             if _number(directory) > step:
@@ -163,7 +163,7 @@ class Run:
             later = (sample.start() for sample in _SAMPLE.finditer(text) if int(sample[1]) > step)
             os.truncate(samples, next(later, text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0))
         if step >= 0:
-            self._point(f"step-{step:08d}", best=best)
+            self.point(self.directory(step), best=best)
 
     def save(self, snapshot: Snapshot) -> None:
         """Write checkpoints/step-N and point `last` (and `best`) at it; older ones beyond `KEEP` go.
@@ -171,22 +171,27 @@ class Run:
         Raises:
             SavingError: it cannot be written; the checkpoints before are as they were.
         """
-        name = f"step-{snapshot.progress['step']:08d}"
-        with self._explained(self.checkpoints / name):
+        directory = self.directory(snapshot.progress["step"])
+        with self._explained(directory):
             for log in (METRICS, SAMPLES):
                 if (self.path / log).exists():
                     files.sync(self.path / log)  # what is before a checkpoint is on disk before it
-            with files.replacing_directory(self.checkpoints / name) as work:
+            with files.replacing_directory(directory) as work:
                 snapshot.write(work)
-            self._point(name, best=snapshot.progress["best"])
+            self.point(directory, best=snapshot.progress["best"])
+
+    def directory(self, step: int) -> Path:
+        """Return where the checkpoint of a step goes."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def point(self, directory: Path, *, best: bool) -> None:
+        """Let `last` (and `best`) name a checkpoint; older ones beyond `KEEP` go."""
+        for pointer in ("last", "best") if best else ("last",):
+            files.write_text(self.checkpoints / pointer, directory.name + "\n")
         pointed = {checkpoint.pointed(self.path, pointer) for pointer in ("last", "best")}
         for old in self.kept()[:-KEEP]:
             if old not in pointed:
                 shutil.rmtree(old, ignore_errors=True)
-
-    def _point(self, name: str, *, best: bool) -> None:
-        for pointer in ("last", "best") if best else ("last",):
-            files.write_text(self.checkpoints / pointer, name + "\n")
 
     @contextmanager
     def _explained(self, path: Path) -> Iterator[None]:

@@ -36,7 +36,6 @@ class Snapshot:
     config: BDHConfig
     tokenizer: Tokenizer | None
     asked: Prompting | None
-    """How the model is taught to be asked, if it is."""
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     """AdamW's numbers by parameter name."""

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[str]]:
-    """Give a list that fills when the user or the system asks to stop; a second Ctrl-C stops at once."""
+def stop_requests(*, patient: bool = False) -> Iterator[list[str]]:
+    """Give a list that fills when the user or the system asks to stop; a second Ctrl-C stops at once.
+
+    Args:
+        patient: it does not; torchrun sends every Ctrl-C of a terminal a second time.
+    """
     asked: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may handle signals
@@ -18,7 +22,8 @@ def stop_requests() -> Iterator[list[str]]:
 
     def ask(number: int, _frame: object) -> None:
         asked.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not patient:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bdh import lens
 from bdh.data import scored_share
 from bdh.model import BDH
+from bdh.train.distributed import ALONE, World
 
 DENSITY_WINDOWS = 4
 FIRING_WINDOWS = 16
@@ -18,7 +19,7 @@ EVALUATED = 2**24
 
 
 @torch.no_grad()
-def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int) -> float:
+def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int, world: World = ALONE) -> float:
     """Return the mean loss of a model in eval mode over windows, nats per token.
 
     Args:
@@ -26,17 +27,21 @@ def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int) -
         idx: (windows, T) token ids.
         targets: (windows, T) the tokens after them.
         at_once: windows of one pass, fewer where their activities would be large.
+        world: the processes that share the windows out.
     """
     device = model.encoder.device
+    whole = scored_share(targets)
+    idx, targets = idx[world.rank :: world.size], targets[world.rank :: world.size]
     at_once = min(at_once, max(1, EVALUATED // (idx.shape[1] * model.config.n_neurons)))
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(idx), at_once):
         rows = slice(start, start + at_once)
         _, loss = model(idx[rows].to(device), targets[rows].to(device))
         assert loss is not None
         weight = scored_share(targets[rows])
         total += loss.item() * weight if weight else 0.0
-    return total / scored_share(targets)
+    world.add_up([total])
+    return total.item() / whole
 
 
 def activity(model: BDH, idx: Tensor) -> dict[str, Any]:

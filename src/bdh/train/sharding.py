@@ -1,0 +1,190 @@
+"""Weights, gradients and moments cut over the ranks (FSDP2), and checkpoints that each rank writes its part of.
+
+Between steps a rank holds 1/W of everything; for a pass the weights are gathered whole. All levels share these, so
+there is one piece to gather, where a transformer has one per layer: what is saved are moments and gradients.
+
+A sharded checkpoint is a directory of torch.distributed.checkpoint, with config.json, progress.json and the tokenizer
+beside; `merge` makes a model of it. It does not depend on the number of ranks that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from bdh import checkpoint, files
+from bdh.checkpoint import CheckpointError
+from bdh.config import BDHConfig, TrainConfig
+from bdh.data.tokenizers import Tokenizer
+from bdh.model import BDH
+from bdh.train import manifest
+from bdh.train.distributed import World
+from bdh.train.saving import PROGRESS, PROGRESS_KEYS
+
+METADATA = ".metadata"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_KNOWN = {
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    *(("torch", name) for name in ("float64", "float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool")),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+            "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}  # fmt: skip
+
+
+def shard(model: BDH, train: TrainConfig, world: World) -> None:
+    """Cut the weights of a model over the ranks, in place; its passes and gradients stay what they were.
+
+    Raises:
+        ValueError: the model or the training needs whole tensors.
+    """
+    c = model.config
+    if not c.released or c.dale.on or c.scale_free.on:
+        raise ValueError("parallel=fsdp: expected variant bdh, since mechanisms change whole weights; use data")
+    if train.clip != "norm" or train.compile:
+        raise ValueError("parallel=fsdp: expected clip=norm and no compile, which takes whole tensors; use data")
+    fully_shard(model, mesh=init_device_mesh(model.encoder.device.type, (world.size,)))
+    assert isinstance(model, FSDPModule)
+    # losses are weighted already: their gradients are to be added, by the one kind of sum that gloo has
+    model.set_gradient_divide_factor(1.0)
+    model.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "advance")
+
+
+def save(
+    directory: Path,
+    model: BDH,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    tokenizer: Tokenizer,
+    world: World,
+) -> None:
+    """Write a sharded checkpoint, each rank its part; all ranks call this together and see the same directory."""
+    work = directory.with_name(f".{directory.name}.parts")
+    if world.first:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        checkpoint.write_config(model.config, work, tokenizer)
+        (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+    world.wait()
+    with world.together():
+        state_dict_saver.save(_tensors(model, optimizer), storage_writer=FileSystemWriter(work))
+    if world.first:
+        manifest.write(work)
+        for file in work.iterdir():
+            files.sync(file)
+        if directory.exists():
+            shutil.rmtree(directory)
+        work.replace(directory)
+        files.sync(directory.parent)
+    world.wait()
+
+
+def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load weights and moments into a sharded model, and return the progress.
+
+    Raises:
+        CheckpointError: files are missing, damaged or of another model.
+    """
+    progress = _progress(directory, model.config)
+    for parameter in model.parameters() if progress["step"] else ():
+        zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
+    _load(directory, _tensors(model, optimizer), alone=False)
+    return progress
+
+
+def merge(directory: Path) -> BDH:
+    """Return the whole model of a sharded checkpoint; one process, no code in the files is run.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    model = BDH(checkpoint.read_config(directory))
+    _load(directory, dict(model.state_dict()), alone=True)
+    return model.eval()
+
+
+def is_sharded(directory: Path) -> bool:
+    """Whether a directory is a sharded checkpoint."""
+    return (directory / METADATA).is_file()
+
+
+def _tensors(model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights by name, and AdamW's numbers by name and kind; a rank's part of each."""
+    found = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        found |= {f"{name}|{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    return found
+
+
+def _progress(directory: Path, config: BDHConfig) -> dict[str, Any]:
+    if not is_sharded(directory):
+        raise CheckpointError(f"{directory} is not sharded: expected one of --parallel fsdp; leave that away")
+    if checkpoint.read_config(directory) != config:
+        raise CheckpointError(f"{directory} is of another model: keep its shape to resume")
+    try:
+        progress: dict[str, Any] = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
+        if missing := PROGRESS_KEYS - progress.keys():
+            raise ValueError(f"{PROGRESS} lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{directory} cannot be resumed from ({error}): expected a training checkpoint") from None
+    return progress
+
+
+def _load(directory: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
+    try:
+        reader = _Reader(directory)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is meant, if alone
+            state_dict_loader.load(tensors, storage_reader=reader, no_dist=alone)
+    # torch wraps what went wrong on any rank in an exception of its own
+    except (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError, CheckpointException) as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"{directory} cannot be read ({cause}): the checkpoint is damaged") from None
+
+
+class _Reader(FileSystemReader):
+    """Reads the index of a checkpoint without running code: torch's own reader would unpickle anything."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        with (directory / METADATA).open("rb") as file:
+            self._index: Metadata = _Unpickler(file).load()
+        if not isinstance(self._index, Metadata):
+            raise ValueError(f"{METADATA} is no index of a checkpoint")
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._index.storage_meta = self._index.storage_meta or StorageMeta()
+        self._index.storage_meta.load_id = self.load_id
+        index: Metadata = self._index
+        return index
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"{METADATA} names {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)

@@ -1,0 +1,53 @@
+"""Weights cut over ranks train as whole ones, and their checkpoints become models."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdh import BDH, BDHConfig, checkpoint
+from bdh.checkpoint import CheckpointError
+from bdh.cli import main
+from bdh.train import sharding
+from ranks import on_ranks
+from small_training import CURVE, SHAPE, curve, trained
+
+
+@pytest.mark.parametrize("train", [{"grad_acc_steps": 2}, {"batches": "streams"}], ids=["windows", "streams"])
+def test_the_curve_is_that_of_one_process(tmp_path: Path, train: dict[str, object]) -> None:
+    trained(tmp_path / "one", {}, train)
+    assert on_ranks(2, trained, tmp_path / "all", {}, train, "", 60.0, True) == [(8, None)] * 2
+    assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
+
+
+def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Path) -> None:
+    trained(tmp_path / "one", {}, {})
+    assert on_ranks(2, trained, tmp_path / "all", {}, {}, "stop", 60.0, True) == [(3, "SIGTERM")] * 2
+    assert on_ranks(4, trained, tmp_path / "all", {}, {}, "", 60.0, True) == [(8, None)] * 4
+    assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(tmp_path / "all"), str(tmp_path / "model")])
+    assert end.value.code == 0
+    for name, value in checkpoint.load(tmp_path / "one").state_dict().items():
+        torch.testing.assert_close(
+            checkpoint.load(tmp_path / "model").state_dict()[name], value, atol=CURVE, rtol=CURVE
+        )
+
+
+def test_a_nan_in_the_gradient_of_one_rank_stops_all(tmp_path: Path) -> None:
+    found = on_ranks(2, trained, tmp_path, {}, {"save_every": 1}, "gradient", 60.0, True)
+    assert all(text.startswith("NonFiniteError: step 2: ") and "gradient norm nan: " in text for text in found), found
+
+
+def test_the_index_of_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    checkpoint.write_config(BDH(BDHConfig.from_dict(SHAPE)), tmp_path)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(print))
+    with pytest.raises(CheckpointError, match=r"names builtins\.print, which no checkpoint needs"):
+        sharding.merge(tmp_path)
+
+
+def test_what_needs_whole_tensors_is_refused(tmp_path: Path) -> None:
+    for shape, train in (({"variant": "hatching"}, {}), ({}, {"clip": "adaptive"})):
+        found = on_ranks(2, trained, tmp_path, shape, train, "", 60.0, True)
+        assert all(text.startswith("ValueError: parallel=fsdp: expected") for text in found), found
