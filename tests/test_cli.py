@@ -270,7 +270,7 @@ def test_doctor_tells_versions(capsys) -> None:
 
 
 MISTAKES = [
-    ("", "Expected one of {train, pretrain, generate, inspect, probe, lens, eval, prepare, plan, bench, compare,"),
+    ("", "Expected one of {train, pretrain, finetune, sft, generate, chat, inspect, probe, lens, eval, prepare, plan,"),
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),

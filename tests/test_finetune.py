@@ -198,3 +198,9 @@ def test_a_mistake_gets_one_line(words: str, says: str, place: Path, capsys: pyt
     assert says in captured.err
     assert captured.err.count("\n") == 1, captured.err
     assert not Path("out").exists()
+
+
+def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("finetune", "--model", "model", "--dataset", "colours", "--out-dir", "out") == 2
+    assert "leave torchrun away" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Annotated
 
 from rich.console import Console
@@ -25,6 +26,10 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     console = Console(stderr=args.json, highlight=False)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     config, run = args.train, Run(args.run_dir)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "bdh finetune runs in one process, since replay has few rows to share out: leave torchrun away"
+        )
     if run.last is not None and not args.resume:
         raise ValueError(f"{run.path} holds a run already: add --resume to go on, or give another --out-dir")
     model = open_model(args.model)
