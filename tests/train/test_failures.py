@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path, what: str, monkeypa
         "moments": (saving, "save_file"),
         "progress": (saving.manifest, "write"),
         "sync": (bdh.files, "sync"),
-        "pointer": (Run, "_point"),
+        "pointer": (Run, "point"),
     }
     with monkeypatch.context() as patch:
         # going on itself writes: only what comes later finds the disk full
