@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdh import BDH, BDHConfig, checkpoint
+from bdh import BDHConfig, checkpoint
 from bdh.checkpoint import CheckpointError
 from bdh.cli import main
 from bdh.train import sharding
@@ -21,10 +21,12 @@ def test_the_curve_is_that_of_one_process(tmp_path: Path, train: dict[str, objec
     assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
 
 
-def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Path) -> None:
-    trained(tmp_path / "one", {}, {})
-    assert on_ranks(2, trained, tmp_path / "all", {}, {}, "stop", 60.0, True) == [(3, "SIGTERM")] * 2
-    assert on_ranks(4, trained, tmp_path / "all", {}, {}, "", 60.0, True) == [(8, None)] * 4
+@pytest.mark.parametrize("order", ["windows", "streams"])
+def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Path, order: str) -> None:
+    train = {"batches": order}
+    trained(tmp_path / "one", {}, train)
+    assert on_ranks(2, trained, tmp_path / "all", {}, train, "stop", 60.0, True) == [(3, "SIGTERM")] * 2
+    assert on_ranks(4, trained, tmp_path / "all", {}, train, "", 60.0, True) == [(8, None)] * 4
     assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
     with pytest.raises(SystemExit) as end:
         main(["convert", str(tmp_path / "all"), str(tmp_path / "model")])
@@ -41,7 +43,7 @@ def test_a_nan_in_the_gradient_of_one_rank_stops_all(tmp_path: Path) -> None:
 
 
 def test_the_index_of_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    checkpoint.write_config(BDH(BDHConfig.from_dict(SHAPE)), tmp_path)
+    checkpoint.write_config(BDHConfig.from_dict(SHAPE), tmp_path)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(print))
     with pytest.raises(CheckpointError, match=r"names builtins\.print, which no checkpoint needs"):
         sharding.merge(tmp_path)

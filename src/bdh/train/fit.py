@@ -324,26 +324,20 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         self.saving.wait()  # before the copy is made: there is never more than one
-        states = self.reading.remembered()
+        about: dict[str, Any] = {
+            "tokenizer": self.corpus.tokenizer,
+            "asked": self.corpus.prompting,
+            "states": tuple(self.reading.remembered()),
+        }
         if self.world.sharded:
             from bdh.train import sharding
 
-            directory = self.run.directory(self.step)
-            sharding.save(directory, self.model, self.optimizer, progress, self.corpus.tokenizer, self.world)
-            if self.world.first:
-                self.run.point(directory, best=best)
+            rest = Snapshot(self.model.config, weights={}, moments={}, progress=progress, **about)
+            sharding.save(self.run, rest, self.model, self.optimizer, self.world)
         elif self.world.first:
             with returning_freed_memory():
-                snapshot = Snapshot.take(
-                    self.model,
-                    self.optimizer,
-                    progress,
-                    tokenizer=self.corpus.tokenizer,
-                    asked=self.corpus.prompting,
-                    states=states,
-                )
+                snapshot = Snapshot.take(self.model, self.optimizer, progress, **about)
             self.saving.start(self.run.save, snapshot)
-        self.world.wait()
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:

@@ -67,11 +67,15 @@ class Snapshot:
         """Write the files of a checkpoint, their manifest last."""
         checkpoint.write_weights(self.weights, self.config, directory, self.tokenizer, self.asked)
         save_file(self.moments, directory / OPTIMIZER)
+        self.write_progress(directory)
+        manifest.write(directory)
+
+    def write_progress(self, directory: Path) -> None:
+        """Write what is neither weights nor moments."""
         for number, state in enumerate(self.states):
             if state is not None:
                 checkpoint.save_state(state, directory / STATE.format(number))
         (directory / PROGRESS).write_text(json.dumps(self.progress, indent=2) + "\n", encoding="utf-8")
-        manifest.write(directory)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -28,11 +28,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from bdh import checkpoint, files
 from bdh.checkpoint import CheckpointError
 from bdh.config import BDHConfig, TrainConfig
-from bdh.data.tokenizers import Tokenizer
 from bdh.model import BDH
 from bdh.train import manifest
 from bdh.train.distributed import World
-from bdh.train.saving import PROGRESS, PROGRESS_KEYS
+from bdh.train.run import Run
+from bdh.train.saving import PROGRESS, PROGRESS_KEYS, Snapshot
 
 METADATA = ".metadata"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -73,21 +73,23 @@ def shard(model: BDH, train: TrainConfig, world: World) -> None:
     register_fsdp_forward_method(model, "advance")
 
 
-def save(
-    directory: Path,
-    model: BDH,
-    optimizer: torch.optim.Optimizer,
-    progress: dict[str, Any],
-    tokenizer: Tokenizer,
-    world: World,
-) -> None:
-    """Write a sharded checkpoint, each rank its part; all ranks call this together and see the same directory."""
+def save(run: Run, snapshot: Snapshot, model: BDH, optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Write a sharded checkpoint, each rank its part; all ranks call this together and see the same directory.
+
+    Args:
+        run: where to.
+        snapshot: all but weights and moments.
+        model: has this rank's part of the weights.
+        optimizer: has this rank's part of the moments.
+        world: the ranks.
+    """
+    directory = run.directory(snapshot.progress["step"])
     work = directory.with_name(f".{directory.name}.parts")
     if world.first:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        checkpoint.write_config(model.config, work, tokenizer)
-        (work / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+        checkpoint.write_config(snapshot.config, work, snapshot.tokenizer, snapshot.asked)
+        snapshot.write_progress(work)
     world.wait()
     with world.together():
         state_dict_saver.save(_tensors(model, optimizer), storage_writer=FileSystemWriter(work))
@@ -99,6 +101,7 @@ def save(
             shutil.rmtree(directory)
         work.replace(directory)
         files.sync(directory.parent)
+        run.point(directory, best=snapshot.progress["best"])
     world.wait()
 
 
@@ -179,8 +182,7 @@ class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         self._index.storage_meta = self._index.storage_meta or StorageMeta()
         self._index.storage_meta.load_id = self.load_id
-        index: Metadata = self._index
-        return index
+        return self._index
 
 
 class _Unpickler(pickle.Unpickler):
