@@ -28,11 +28,16 @@ def test_an_index_answers_for_a_neuron(words: list[object], tmp_path: Path, caps
     assert run(*words) == 0
     index = tmp_path / "model-index"
     assert "128 neurons on 1,440 bytes" in capsys.readouterr().out  # all of the text, no tenth left for validation
-    assert run("lens", "neuron", "h1:3", "--index", index, "--model", tmp_path / "model") == 0
+    assert run("lens", "neuron", "h1:3", "--index", index) == 0
     out = capsys.readouterr().out
     assert out.startswith("h1:3 (#67)  x_sparse on 1,440 bytes, in windows of 256\n")
     assert "at random initialisation" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 100
+    assert "label: not looked for" in out
+    text = tmp_path / "long.txt"
+    text.write_text("the cat sat on the mat. " * 900)
+    assert run("lens", "neuron", "h1:3", "--index", index, "--model", tmp_path / "model", "--data", text) == 0
+    assert "of 1 neurons get a label" in " ".join(capsys.readouterr().out.split())
     assert run("lens", "neuron", 67, "--index", index, "--json") == 0
     page = json.loads(capsys.readouterr().out)
     assert (page["neuron"], page["head"], page["index"], len(page["levels"])) == (67, 1, 3, 3)

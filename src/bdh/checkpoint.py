@@ -80,7 +80,9 @@ def save(model: BDH, path: str | Path, tokenizer: Tokenizer | None = None, asked
     return target
 
 
-def write_model(model: BDH, directory: Path, tokenizer: Tokenizer | None, asked: Prompting | None = None) -> None:
+def write_model(
+    model: BDH, directory: Path, tokenizer: Tokenizer | None = None, asked: Prompting | None = None
+) -> None:
     """Write the model's files into an existing directory (no atomicity of its own)."""
     write_weights(model.state_dict(), model.config, directory, tokenizer, asked)
 

@@ -45,7 +45,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_equal_seeds_see_equal_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[tuple[int, bytes]]] = {}
     where = ["timing"]
-    for module in (sys.modules["bdh.train.fit"], sys.modules["bdh.compare.peer"]):
+    for module in (sys.modules["bdh.data.order"], sys.modules["bdh.compare.peer"]):
         draw = module.random_windows
 
         def watched(tokens, *, seed, step, draw=draw, **shape):

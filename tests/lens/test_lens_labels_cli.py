@@ -77,9 +77,9 @@ def test_label_takes_both_ways_of_writing_a_neuron(model: Path, text: Path, caps
         (("find", "--token", "love", "--top", "0"), "--top 0: expected"),
         (("find", "--concept", "nowhere.txt"), "nowhere.txt"),
         (("label",), "no neuron: expected global ids"),
-        (("label", "x7"), "neuron 'x7': expected a global id"),
-        (("label", "64"), "neuron '64': expected 0..63"),
-        (("label", "h2:0"), "neuron 'h2:0': expected 0..63"),
+        (("label", "x7"), "neuron 'x7': expected 0..63, or h0:0"),
+        (("label", "64"), "neuron 64: there is no such neuron; expected 0..63"),
+        (("label", "h2:0"), "neuron h2:0: there is no such neuron; expected 0..63"),
         (("label", "1", "--level", "2"), "level=2: expected one of 0..1"),
     ],
 )

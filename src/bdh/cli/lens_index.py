@@ -55,7 +55,7 @@ def index(
                 text,
                 target,
                 signal=signal,
-                window=window or window_of(model),
+                window=window_of(model) if window is None else window,
                 seed=seed,
                 progress=progress,
             )

@@ -44,7 +44,7 @@ def write_report(found: Comparison, path: str | os.PathLike[str]) -> Path:
 def render(found: Comparison) -> str:
     """Return the page of `write_report`."""
     # the look of the other report, and what is drawn here only
-    style = _part("bdh.lens", "report.css") + _part("bdh.compare", "compare.css")
+    style = _part("bdh.lens", "page.css") + _part("bdh.compare", "compare.css")
     hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     first, *others = (c.name for c in found.contenders)
     names = ", ".join((first, *others)) if len(others) < MANY else f"{first} and {len(others)} others"

@@ -80,7 +80,7 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
         [0.0, 2.0, 4.0]
     """
     backend = _as_chosen(backend)
-    if backend == "reference" and _through_time.get():
+    if backend == "reference" and _is_through_time():
         return reference.quadratic_attention(q, v)
     if backend == "dense" or (backend == "auto" and q.shape[2] <= CROSSOVER * v.shape[-1]):
         return parallel.dense(q, *_written(q, v))
@@ -114,7 +114,7 @@ def linear_attention(
     with torch.autocast(q.device.type, enabled=False):
         args = q.to(wide), v.to(wide)
         before = None if rho is None else rho.to(wide)
-        if backend == "reference" and _through_time.get():
+        if backend == "reference" and _is_through_time():
             a, after = reference.linear_attention(*args, before)
         elif q.shape[2] == 1 and before is not None:
             a, after = parallel.step(*args, before, owns_rho=owns_rho)
@@ -124,9 +124,13 @@ def linear_attention(
     return a.to(q.dtype), after.to(stored)
 
 
+def _is_through_time() -> bool:
+    return torch.compiler.is_compiling() or _through_time.get()  # the compiler cannot read the choice
+
+
 def _written(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
     """Values and keys as they are written; the keys are the queries, unless they are to have no gradient."""
-    return (v, None) if _through_time.get() else (v.detach(), q.detach())
+    return (v, None) if _is_through_time() else (v.detach(), q.detach())
 
 
 def _as_chosen(backend: Backend) -> Backend:
