@@ -91,7 +91,7 @@ def draw(curves: dict[str, torch.Tensor]) -> Picture:
     plot.line(middles, binned["windows"], "two").line(middles, binned["streams"], "one")
     plot.points(middles, binned["streams"])
     label = "Loss by position: " + "; ".join(f"{name} {line[-1]:.3f} at the end" for name, line in binned.items())
-    words = [text(420, 50, "dotted: streams, memory carried"), text(420, 68, "plain: random windows")]
+    words = [text(500, 66, "random windows"), text(440, 188, "streams, memory carried")]
     return picture(640, 310, label, [plot, *words])
 
 
