@@ -132,7 +132,7 @@ class FinetuneArgs:
     """Learn from the first so many examples only."""
     replay: str | None = None
     """Text that the model was trained on (a path or a name), mixed in so that it is not forgotten."""
-    replay_share: float = 0.25
+    replay_share: float = 0.5
     """Share of the rows of a batch, and of the loss, that replay gets."""
     lora_rank: int | None = None
     """Train changes of this rank instead of all weights."""
