@@ -64,6 +64,8 @@ def test_a_model_learns_to_answer(place: Path, capsys: pytest.CaptureFixture[str
         "colours",
         "--replay",
         "base.txt",
+        "--replay-share",
+        "0.25",
         "--out-dir",
         "tuned",
         *SHORT,
