@@ -32,6 +32,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Order = Literal["windows", "streams"]
 Bptt = Literal["window", "none"]
 Clip = Literal["norm", "adaptive"]
+Parallel = Literal["data", "fsdp", "neurons"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LevelsBackend = Literal["auto", "native", "tiled", "composed", "reference"]
 

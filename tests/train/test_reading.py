@@ -16,6 +16,7 @@ from bdh.model import cross_entropy
 from bdh.sections import LIF, HiPPOMemory
 from bdh.train import Run, fit, manifest
 from bdh.train.reading import Reading
+from bdh.train.sharing import Copies
 from tolerances import CONTROL, SAME, error
 
 SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.0)
@@ -45,7 +46,7 @@ def model_of(config: BDHConfig = SHAPE) -> BDH:
 @pytest.mark.parametrize("config", [SHAPE, HATCHING], ids=["bdh", "hatching"])
 def test_losses_are_those_of_whole_documents(config: BDHConfig) -> None:
     model = model_of(config).eval()
-    reading = Reading(model, CORPUS, TRAIN)
+    reading = Reading(Copies(model, TRAIN), CORPUS, TRAIN)
     total = scored = 0.0
     resets = 0
     with torch.no_grad():
@@ -94,7 +95,7 @@ def _explicit(model: BDH, reading: Reading) -> tuple[float, int]:
 
 def test_gradients_inside_a_window_are_those_of_one_pass_after_a_detached_beginning() -> None:
     model = model_of()
-    reading = Reading(model, CORPUS, replace(TRAIN, batch_size=1))
+    reading = Reading(Copies(model, TRAIN), CORPUS, replace(TRAIN, batch_size=1))
     steps = [next(iter(reading.order.passes(step))) for step in range(6)]
     at = next(n for n in range(1, 6) if not steps[n].fresh[0])
     with torch.no_grad():
@@ -154,7 +155,7 @@ def _copy_until(source: Path, target: Path, step: int) -> None:
 def test_without_gradient_through_time_values_stay_and_keys_and_values_are_constants() -> None:
     model = model_of(replace(SHAPE, n_layer=1))
     windows = replace(TRAIN, batches="windows")
-    plain, cut = (Reading(model, CORPUS, replace(windows, bptt=bptt)) for bptt in ("window", "none"))
+    plain, cut = (Reading(Copies(model, TRAIN), CORPUS, replace(windows, bptt=bptt)) for bptt in ("window", "none"))
     parameters = [model.embed.weight, model.encoder, model.encoder_v, model.decoder, model.lm_head]
     ((loss, _),), ((same, _),) = plain.losses(0, {}), cut.losses(0, {})
     assert same.item() == pytest.approx(loss.item(), rel=1e-12)
@@ -186,7 +187,7 @@ def test_streams_and_constant_memory_go_together_over_long_windows() -> None:
     long = replace(TRAIN, bptt="none", block_size=300, batch_size=1)
     text = np.tile(TEXT, 4)
     model = model_of()
-    reading = Reading(model, Corpus("long", text, text), long)
+    reading = Reading(Copies(model, TRAIN), Corpus("long", text, text), long)
     for step in range(2):  # longer than a block: the state between blocks is a constant too
         ((loss, _),) = reading.losses(step, {})
         loss.backward()
@@ -202,7 +203,7 @@ def test_streams_and_constant_memory_go_together_over_long_windows() -> None:
 )
 def test_what_cannot_be_is_refused(config: BDHConfig, train: TrainConfig, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Reading(BDH.from_seed(config, 0), CORPUS, train)
+        Reading(Copies(BDH.from_seed(config, 0), TRAIN), CORPUS, train)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object
 
 
 def test_the_memory_of_a_preset_is_carried_by_every_step() -> None:
-    reading = Reading(BDH.from_seed(preset("nano"), 0), CORPUS, replace(TRAIN, batch_size=1))
+    reading = Reading(Copies(BDH.from_seed(preset("nano"), 0), TRAIN), CORPUS, replace(TRAIN, batch_size=1))
     for step in range(3):
         list(reading.losses(step, {}))
         assert reading.states[0].position == (step + 1) * TRAIN.block_size

@@ -12,8 +12,8 @@ from bdh import ops
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import Batch, Corpus
 from bdh.data.streams import NOT_SCORED
-from bdh.model import BDH, State, cross_entropy
-from bdh.train.distributed import ALONE, World
+from bdh.model import State, cross_entropy
+from bdh.train.sharing import Copies
 
 
 def check_reading(model: BDHConfig, config: TrainConfig) -> None:
@@ -39,22 +39,21 @@ class Reading:
     """The passes of each step with their losses; with streams also the memory of every row.
 
     Args:
-        model: what reads.
+        sharing: the model that reads, and which rows it reads here.
         corpus: its training split is read.
         config: order and shape of the batches.
-        world: of whose rows some are read here.
     """
 
-    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, world: World = ALONE) -> None:
-        check_reading(model.config, config)
-        self.model, self.config, self.world = model, config, world
-        self._rows = world.rows(config.batch_size)
+    def __init__(self, sharing: Copies, corpus: Corpus, config: TrainConfig) -> None:
+        check_reading(sharing.config, config)
+        self.sharing, self.model, self.config = sharing, sharing.model, config
+        self._rows = sharing.rows.rows(config.batch_size)
         self.order = corpus.order(config)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass that are read here, after the last step; None before and where none is carried."""
         self.tokens = 0
         """Read so far by all ranks, padding included."""
-        self._loss_of: Any = torch.compile(model) if config.compile else model
+        self._loss_of: Any = torch.compile(self.model) if config.compile else self.model
 
     def first(self) -> Tensor:
         """Return the tokens of the first pass, (B, T), those of all ranks."""
@@ -68,16 +67,17 @@ class Reading:
         for number, batch in enumerate(batches):
             weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
             here = batch.rows(self._rows)
+            # never nothing, of which there is no mean: every row of every order has a target
             share = int((here.targets != NOT_SCORED).sum()) / scored[number]
             yield self._loss(number, here, tap), weight * share
 
     def remembered(self) -> list[State | None]:
         """Return what the rows of all ranks remember, by pass."""
-        return [None if state is None else state.each(self.world.all_rows) for state in self.states]
+        return [None if state is None else self.sharing.whole(state) for state in self.states]
 
     def remember(self, states: list[State | None]) -> None:
         """Take over what the rows of all ranks remember, by pass."""
-        self.states = [None if state is None else state.rows(self._rows) for state in states]
+        self.states = [None if state is None else self.sharing.part(state, self.config.batch_size) for state in states]
 
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device
