@@ -207,6 +207,8 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         return TrainArgs(model=model, train=train_preset(size), model_size=size)
     if "tuned_from" in stored:
         raise ValueError(f"{named.run_dir} is a run of bdh finetune: go on with bdh finetune and --resume")
+    if "text" not in stored:
+        raise ValueError(f"{named.run_dir} was not begun by bdh train: go on with bdh.train.fit, which began it")
     text = stored["text"]
     return TrainArgs(
         model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),

@@ -105,3 +105,15 @@ def test_alone_there_is_nothing_to_split() -> None:
     assert (rows, neurons.size) == (World(2, 4), 1)
     rows, neurons = World(2, 4).split(4)
     assert (rows.size, neurons) == (1, World(2, 4))
+
+
+def test_commands_say_what_to_do_with_a_checkpoint_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert on_ranks(2, shared, tmp_path / "run", {}, {}, None) == [(8, None)] * 2
+    for command, said in (
+        (["generate", "--model"], "is in parts: make a model of it by bdh convert, or go on by --parallel fsdp"),
+        (["train", "--resume-from"], "was not begun by bdh train: go on with bdh.train.fit"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*command, str(tmp_path / "run")])
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err

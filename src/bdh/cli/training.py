@@ -55,7 +55,7 @@ def _train(args: TrainArgs, world: World) -> int:
     data = str(args.data.resolve()) if args.data else corpus.info.get("prepared")
     where = {"dataset": args.dataset, "data": data}
     planned = planning.make(args.model, config).to_dict()
-    facts = {"model_size": args.model_size, "text": where, "plan": planned}
+    facts = {"model_size": args.model_size, "text": where, "plan": planned, "processes": world.size}
     run.loggers = _loggers(args, say) if world.first else ()
     if world.size == 1 and args.parallel != "data":
         say(f"one process alone shares nothing out: --parallel {args.parallel} is for those that torchrun starts")

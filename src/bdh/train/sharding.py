@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from bdh import checkpoint, files
-from bdh.checkpoint import CheckpointError
+from bdh.checkpoint import SHARDS, CheckpointError
 from bdh.config import BDHConfig
 from bdh.model import BDH
 from bdh.train import manifest
@@ -31,7 +31,6 @@ from bdh.train.run import Run
 from bdh.train.saving import PROGRESS, PROGRESS_KEYS, Snapshot
 from bdh.train.sharing import Copies
 
-METADATA = ".metadata"
 _KNOWN = {
     ("pathlib", "PosixPath"),
     ("pathlib._local", "PosixPath"),
@@ -108,7 +107,7 @@ def merge(directory: Path) -> BDH:
 
 def is_sharded(directory: Path) -> bool:
     """Whether a directory is a sharded checkpoint."""
-    return (directory / METADATA).is_file()
+    return (directory / SHARDS).is_file()
 
 
 def _progress(directory: Path, config: BDHConfig) -> dict[str, Any]:
@@ -144,10 +143,10 @@ class _Reader(FileSystemReader):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        with (directory / METADATA).open("rb") as file:
+        with (directory / SHARDS).open("rb") as file:
             self._index: Metadata = _Unpickler(file).load()
         if not isinstance(self._index, Metadata):
-            raise ValueError(f"{METADATA} is no index of a checkpoint")
+            raise ValueError(f"{SHARDS} is no index of a checkpoint")
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         self._index.storage_meta = self._index.storage_meta or StorageMeta()
@@ -158,5 +157,5 @@ class _Reader(FileSystemReader):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"{METADATA} names {module}.{name}, which no checkpoint needs")
+            raise pickle.UnpicklingError(f"{SHARDS} names {module}.{name}, which no checkpoint needs")
         return super().find_class(module, name)
