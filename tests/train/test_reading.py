@@ -1,5 +1,6 @@
 """What a step reads and remembers: as one long pass would, value and gradient, row by row."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bdh import BDH, BDHConfig, TrainConfig, ops
 from bdh.config import preset
 from bdh.data import Corpus
 from bdh.model import cross_entropy
+from bdh.ops import native
 from bdh.sections import LIF, HiPPOMemory
 from bdh.train import Run, fit, manifest
 from bdh.train.reading import Reading
@@ -206,8 +208,27 @@ def test_what_cannot_be_is_refused(config: BDHConfig, train: TrainConfig, said: 
         Reading(Copies(BDH.from_seed(config, 0), TRAIN), CORPUS, train)
 
 
+@pytest.mark.skipif(not native.available(), reason=f"native back end {native.why_not}")
+def test_kernels_carry_a_memory_as_composed_levels_do(tmp_path: Path) -> None:
+    curves = []
+    for backend in ("native", "composed"):
+        run = Run(tmp_path / backend)
+        fit(BDH.from_seed(SHAPE, 0), CORPUS, replace(TRAIN, backend=backend), run)
+        records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+        curves.append([record["train_loss"] for record in records if "train_loss" in record])
+    assert len(curves[0]) == TRAIN.max_steps
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5, rel=0)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"backend": "native"}, {"backend": "tiled"}, {"compile": True}, {"batches": "rivers"}, {"bptt": "all"}]
+    "wrong",
+    [
+        {"backend": "tiled"},
+        {"backend": "native", "bptt": "none"},
+        {"compile": True},
+        {"batches": "rivers"},
+        {"bptt": "all"},
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):

@@ -20,6 +20,7 @@ from bdh.ops.leaky import leaky_integrate
 from bdh.ops.lif import spiking_step
 from bdh.ops.native import FadingStep, Precision, SpikingStep, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
+from bdh.ops.native_levels import Memory, levels_from
 from bdh.ops.parallel import product
 from bdh.ops.rotary import frequencies, rotate, rotation
 from bdh.ops.surrogate import spike_function
@@ -28,6 +29,7 @@ __all__ = [
     "FadingStep",
     "LevelsBackend",
     "LevelsPath",
+    "Memory",
     "Precision",
     "SpikingStep",
     "StepWeights",
@@ -36,6 +38,7 @@ __all__ = [
     "leaky_integrate",
     "levels",
     "levels_backend",
+    "levels_from",
     "levels_path",
     "lif_scan",
     "linear_attention",

@@ -7,20 +7,20 @@ entries alone, by the kernels in csrc/. Between forward and backward a level kee
 
 Work is cut into tiles of neurons x tokens, neuron-major, that stay in cache between the passes over them. A long text
 is read in chunks with the state rho between them; rho stands in the frame of the present chunk, so that one table of
-phases serves every chunk.
+phases serves every chunk. The frame of the first chunk is that of position 0, as it is outside of this room.
 
 Shapes: B batch, T tokens, L levels, H heads, K neurons per head, D embedding; in a tile J neurons, R rows of the batch
-with C tokens each, M = R*C.
+with C tokens each, M = R*C. A text in several chunks has R = 1.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,14 @@ DENSE_ABOVE = 0.35
 """Density of x beyond which dense products give the gradients of the drive faster than sums over entries."""
 CAUSAL = 128
 """Scores are computed in blocks of this many tokens, up to the diagonal."""
+
+
+class Memory(NamedTuple):
+    """What was read before the first token of a pass, a constant."""
+
+    rho: Sequence[Tensor]
+    """(B, H, K, D) of each level, in the frame of position 0; none of them: nothing was read."""
+    position: int
 
 
 def levels(
@@ -61,10 +69,37 @@ def levels(
     Returns:
         (B, T, D).
     """
+    return _passed(v, encoder, encoder_v, decoder, n_layer, dropout, winners, None)[0]
+
+
+def levels_from(
+    memory: Memory,
+    v: Tensor,
+    encoder: Tensor,
+    encoder_v: Tensor,
+    decoder: Tensor,
+    *,
+    n_layer: int,
+    dropout: float = 0.0,
+    winners: int | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Pass v through all levels, from a state to the next; differentiable in v and the maps, see `levels`.
+
+    Returns:
+        (B, T, D), and the states after the last token as in `memory`, which have no gradient.
+    """
+    out, *after = _passed(v, encoder, encoder_v, decoder, n_layer, dropout, winners, memory)
+    return out, after
+
+
+def _passed(
+    v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, n_layer: int, dropout: float,
+    winners: int | None, memory: Memory | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     seed = int(torch.randint(2**62, ())) if dropout else 0
-    settings = _Settings(n_layer, dropout, seed, winners, torch.is_autocast_enabled("cpu"))
-    out: Tensor = _Levels.apply(v, encoder, encoder_v, decoder, settings)  # type: ignore[no-untyped-call]
-    return out
+    settings = _Settings(n_layer, dropout, seed, winners, torch.is_autocast_enabled("cpu"), memory)
+    found: tuple[Tensor, ...] = _Levels.apply(v, encoder, encoder_v, decoder, settings)  # type: ignore[no-untyped-call]
+    return found
 
 
 def memory_budget() -> float:
@@ -82,6 +117,10 @@ class _Settings:
     seed: int
     winners: int | None
     rounded: bool
+    memory: Memory | None
+
+    def rho_of(self, level: int) -> Tensor | None:
+        return self.memory.rho[level].detach() if self.memory and self.memory.rho else None
 
     def dropout_of(self, level: int) -> Dropout:
         return Dropout(self.seed + level, self.dropout)
@@ -91,22 +130,27 @@ class _Levels(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, settings: _Settings
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         H, D, K = encoder.shape
-        plan = Plan(v.shape[0], v.shape[1], H, K, D, winners=settings.winners)
+        memory = settings.memory
+        position = memory.position if memory else 0
+        plan = Plan(v.shape[0], v.shape[1], H, K, D, winners=settings.winners, position=position)
         weights = Weights(_transposed(encoder), _transposed(encoder_v), decoder.contiguous().view(H, K, D))
         needed = any(ctx.needs_input_grad)
         kept, lean = [], False
+        after = [torch.empty(v.shape[0], H, K, D) for _ in range(settings.n_layer if memory else 0)]
         with _dense_products(settings.rounded):
             for level in range(settings.n_layer):
-                record = Level.empty(v.contiguous(), H)
-                v = _forward_level(plan, weights, record, settings.dropout_of(level), needed and not lean)
+                record = Level.empty(v.contiguous(), settings.rho_of(level), H)
+                dropout, wanted = settings.dropout_of(level), after[level] if memory else None
+                v = _forward_level(plan, weights, record, dropout, needed=needed and not lean, after=wanted)
                 # what would not fit is dropped, and computed again when its turn comes in the backward pass
                 lean = lean or (needed and record.nbytes * settings.n_layer > memory_budget())
-                kept.append(Level.empty(record.v, 0) if lean else record)
+                kept.append(Level.empty(record.v, record.rho, 0) if lean else record)
         if needed:
             ctx.plan, ctx.weights, ctx.kept, ctx.settings = plan, weights, kept, settings
-        return v
+        ctx.mark_non_differentiable(*after)
+        return v, *after
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,7 +161,7 @@ class _Levels(torch.autograd.Function):
                 record = ctx.kept.pop()
                 dropout = ctx.settings.dropout_of(len(ctx.kept))
                 if not record.fired:
-                    record = Level.empty(record.v, ctx.plan.H)
+                    record = Level.empty(record.v, record.rho, ctx.plan.H)
                     _forward_level(ctx.plan, w, record, dropout, needed=True)
                 d_v = _backward_level(ctx.plan, w, d_w, record, dropout, d_v.contiguous())
         # whole tensors in the order of the parameters: autograd takes them over without a copy
@@ -140,18 +184,25 @@ def _dense_products(rounded: bool) -> Iterator[None]:
 # --- forward ------------------------------------------------------------------------------------------------------
 
 
-def _forward_level(plan: Plan, w: Weights, kept: Level, dropout: Dropout, needed: bool) -> Tensor:
-    D = plan.D
+def _forward_level(
+    plan: Plan, w: Weights, kept: Level, dropout: Dropout, *, needed: bool, after: Tensor | None = None
+) -> Tensor:
+    """Pass a level: fills `kept`, and `after` with the state that it leaves; returns v (B, T, D)."""
+    D, last = plan.D, len(plan.tokens) - 1
     for g, rows in enumerate(plan.rows):
-        rho: list[Tensor | None] = [None] * plan.H
+        rho = [_rows_of(kept.rho, rows, h) for h in range(plan.H)]
         for c, tokens in enumerate(plan.tokens):
             v = kept.v[rows, tokens].flatten(0, 1)  # (M, D)
             C = tokens.stop - tokens.start
             write = torch.zeros_like(v)
             for h in range(plan.H):
                 place = (g, c, h)
-                last = c + 1 == len(plan.tokens)
-                a, scores, fired, rho[h] = _attend(plan, w.encoder[h], v, C, rho[h], wants_rho=not last)
+                out = torch.empty(len(v) // C, plan.K, D) if c < last else None if after is None else after[rows, h]
+                a, scores, fired = _attend(plan, w.encoder[h], v, C, rho[h], out)
+                if out is not None and c < last:
+                    rho[h] = plan.turned(out, 1)
+                elif out is not None:
+                    out.copy_(plan.turned(out, -last))
                 kept.a[h, rows, tokens] = a.view(-1, C, D)
                 normed = _layer_norm(a)[0]
                 for b, (f, neurons) in enumerate(zip(fired, plan.neurons, strict=True)):
@@ -165,13 +216,12 @@ def _forward_level(plan: Plan, w: Weights, kept: Level, dropout: Dropout, needed
 
 
 def _attend(
-    plan: Plan, encoder: Tensor, v: Tensor, C: int, rho: Tensor | None, *, wants_rho: bool
-) -> tuple[Tensor, Tensor, list[Fired], Tensor | None]:
-    """Fire, collect, rotate and read one head: a (M, D), scores, what fired, and the state in the next frame."""
+    plan: Plan, encoder: Tensor, v: Tensor, C: int, rho: Tensor | None, after: Tensor | None
+) -> tuple[Tensor, Tensor, list[Fired]]:
+    """Fire, collect, rotate and read one head: a (M, D), scores, what fired; fills the state `after` (R, K, D)."""
     M, D = v.shape
     R = M // C
     scores, a = torch.zeros(R, C, C), torch.zeros(M, D)
-    after = torch.empty(plan.K, D) if wants_rho else None
     fired = []
     drive = None
     if plan.winners is not None:  # all neurons of the head have to be known before one of them may fire
@@ -185,14 +235,17 @@ def _attend(
         native.kernels.collect_and_rotate(tile, *f.entries, *plan.phases(neurons, C), plan.threads)
         fired.append(f)
         _add_scores(scores, tile)
-        if rho is not None:
-            a.addmm_(tile.T, rho[neurons])
-        if after is not None:
-            torch.mm(tile, v, out=after[neurons])
+        for r, tokens in enumerate(slice(first, first + C) for first in range(0, M, C)):
+            if rho is not None:
+                a[tokens].addmm_(tile[:, tokens].T, rho[r, neurons])
+            if after is None:
+                continue
+            if rho is None:
+                torch.mm(tile[:, tokens], v[tokens], out=after[r, neurons])
+            else:
+                torch.addmm(rho[r, neurons], tile[:, tokens], v[tokens], out=after[r, neurons])
     a.view(R, C, D).baddbmm_(scores.tril_(-1), v.view(R, C, D))
-    if after is not None:
-        after = plan.to_next_frame(after if rho is None else after.add_(rho))
-    return a, scores, fired, after
+    return a, scores, fired
 
 
 def _add_scores(scores: Tensor, tile: Tensor) -> None:
@@ -255,15 +308,17 @@ def _attend_backward(
     both_sides = d_scores + d_scores.mT
     d_v.view(in_rows).baddbmm_(scores.mT, d_a.view(in_rows))
     if d_after is not None:
-        d_after = plan.to_next_frame(d_after, direction=-1)
-    d_before = torch.empty(plan.K, D) if rho is not None else None
+        d_after = plan.turned(d_after, -1)
+    # what was there before the first chunk is a constant
+    d_before = torch.empty(plan.K, D) if place[1] > 0 else None
     for f, neurons, d in zip(kept.fired[place], plan.neurons, d_x, strict=True):
         tile = _expand(plan, f, neurons, M, C)
         d_tile = torch.empty_like(tile)
         for r, (q, d_q) in enumerate(zip(tile.split(C, dim=1), d_tile.split(C, dim=1), strict=True)):
             torch.mm(q, both_sides[r], out=d_q)
-        if rho is not None and d_before is not None:
-            d_tile.addmm_(rho[neurons], d_a.T)
+            if rho is not None:
+                d_q.addmm_(rho[r, neurons], d_a[r * C : (r + 1) * C].T)
+        if d_before is not None:
             torch.mm(tile, d_a, out=d_before[neurons])
         if d_after is not None:
             d_tile.addmm_(d_after[neurons], v.T)
@@ -283,16 +338,20 @@ def _attend_backward(
 
 
 def _states(plan: Plan, kept: Level, g: int, h: int) -> list[Tensor | None]:
-    """Compute the state of a head before each chunk again."""
-    before: list[Tensor | None] = [None]
+    """Compute the state (R, K, D) of a head before each chunk again."""
+    before = [_rows_of(kept.rho, plan.rows[g], h)]
     for c, tokens in enumerate(plan.tokens[:-1]):
         v = kept.v[plan.rows[g], tokens].flatten(0, 1)
-        rho = torch.empty(plan.K, plan.D)
+        rho = torch.empty(1, plan.K, plan.D)
         for f, neurons in zip(kept.fired[g, c, h], plan.neurons, strict=True):
-            torch.mm(_expand(plan, f, neurons, len(v), tokens.stop - tokens.start), v, out=rho[neurons])
+            torch.mm(_expand(plan, f, neurons, len(v), tokens.stop - tokens.start), v, out=rho[0, neurons])
         previous = before[-1]
-        before.append(plan.to_next_frame(rho if previous is None else rho.add_(previous)))
+        before.append(plan.turned(rho if previous is None else rho.add_(previous), 1))
     return before
+
+
+def _rows_of(rho: Tensor | None, rows: slice, h: int) -> Tensor | None:
+    return None if rho is None else rho[rows, h]
 
 
 def _expand(plan: Plan, f: Fired, neurons: slice, M: int, C: int) -> Tensor:

@@ -53,15 +53,16 @@ class Level:
     """What is kept of a level."""
 
     v: Tensor  # (B, T, D) at its entry
+    rho: Tensor | None  # (B, H, K, D) memory at its entry, a constant; None is empty
     a: Tensor  # (H, B, T, D) read, before its norm
     write: Tensor  # (B, T, D) decoded, before its norm
     fired: dict[Place, list[Fired]] = field(default_factory=dict)
     scores: dict[Place, Tensor] = field(default_factory=dict)  # (R, C, C), strictly below the diagonal
 
     @classmethod
-    def empty(cls, v: Tensor, H: int) -> Level:
-        """With room for the reads of H heads; without heads it keeps nothing but v."""
-        return cls(v, v.new_empty(H, *v.shape), v.new_zeros(v.shape if H else 0))
+    def empty(cls, v: Tensor, rho: Tensor | None, H: int) -> Level:
+        """With room for the reads of H heads; without heads it keeps nothing but what came in."""
+        return cls(v, rho, v.new_empty(H, *v.shape), v.new_zeros(v.shape if H else 0))
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +86,9 @@ class Dropout:
 class Plan:
     """How a call is cut into tiles, and the phases of a chunk."""
 
-    def __init__(self, B: int, T: int, H: int, K: int, D: int, *, winners: int | None = None) -> None:
+    def __init__(
+        self, B: int, T: int, H: int, K: int, D: int, *, winners: int | None = None, position: int = 0
+    ) -> None:
         self.B, self.H, self.K, self.D, self.winners = B, H, K, D, winners
         # the quadratic form is the cheaper one up to about T = 4 D
         self.chunk = T if min(4 * D, MOST_TOKENS) >= T else min(2 * D, MOST_TOKENS)
@@ -96,10 +99,10 @@ class Plan:
         self.tokens = [slice(first, min(T, first + self.chunk)) for first in range(0, T, self.chunk)]
         self.neurons = [slice(first, min(K, first + size)) for first in range(0, K, size)]
         self.threads = torch.get_num_threads()
-        angle = (frequencies(K)[:, None] * torch.arange(self.chunk, dtype=torch.float64)).frac() * (2 * math.pi)
+        places = torch.arange(position, position + self.chunk, dtype=torch.float64)
+        angle = (frequencies(K)[:, None] * places).frac() * (2 * math.pi)
         self._cosine, self._sine = angle.cos().float(), angle.sin().float()  # (K/2, C)
-        turn = (frequencies(K) * self.chunk).frac() * (2 * math.pi)
-        self._chunk_turn = turn.cos().float()[:, None], turn.sin().float()[:, None]
+        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
         self._phases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def level_nbytes(self, density: float) -> int:
@@ -120,8 +123,12 @@ class Plan:
             )
         return self._phases[neurons.start, C]
 
-    def to_next_frame(self, rho: Tensor, direction: int = 1) -> Tensor:
-        """Turn rho (K, D) from the frame of a chunk to that of the next one (-1: of the one before)."""
-        (c, s), (even, odd) = self._chunk_turn, (rho[0::2], rho[1::2])
-        s = -direction * s
-        return torch.stack((even * c - odd * s, odd * c + even * s), 1).flatten(0, 1)
+    def turned(self, rho: Tensor, chunks: int) -> Tensor:
+        """Turn rho (..., K, D) from the frame of a chunk to that of the one so many behind it (below 0: before it)."""
+        if chunks == 0:
+            return rho
+        if chunks not in self._turns:
+            angle = (frequencies(self.K) * self.chunk * chunks).frac() * (2 * math.pi)
+            self._turns[chunks] = angle.cos().float()[:, None], angle.sin().float()[:, None]
+        (c, s), (even, odd) = self._turns[chunks], (rho[..., 0::2, :], rho[..., 1::2, :])
+        return torch.stack((even * c + odd * s, odd * c - even * s), -2).flatten(-3, -2)

@@ -93,10 +93,9 @@ class Reading:
             loss: Tensor = self._loss_of(idx, targets, **tap)[1]
             return loss
         state = self.states[number]
-        if state is not None:
+        if state is not None and bool(fresh.any()):
             empty = self.model.parts.silence(len(idx), state.position)
             levels = [{name: part.to(idx.device) for name, part in empty.items()}] * self.model.config.n_layer
             state = state.where(fresh.to(idx.device), State.of_levels(levels, state.position))
-        logits, after = self.model.advance(idx, state, **tap)
-        self.states[number] = after.detach()
+        logits, self.states[number] = self.model.advance(idx, state, constant=True, **tap)
         return cross_entropy(logits, targets)
