@@ -17,13 +17,15 @@ from pathlib import Path
 from rich.console import Console
 
 from bdh import BDH
-from bdh.config import preset, train_preset
+from bdh.config import LevelsBackend, Order, preset, train_preset
 from bdh.data import load_corpus
 from bdh.ops.memory import keep_freed_memory
 from bdh.train import Reporter, Run
 from bdh.train.fit import Training
 
-WAYS = [(batches, backend) for batches in ("windows", "streams") for backend in ("native", "composed")]
+ORDERS: tuple[Order, ...] = ("windows", "streams")
+BACKENDS: tuple[LevelsBackend, ...] = ("native", "composed")
+WAYS = [(batches, backend) for batches in ORDERS for backend in BACKENDS]
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
             model = BDH.from_seed(preset(args.model_size), 0)
             quiet = Reporter(Console(quiet=True))
             trainings[batches, backend] = Training(model, corpus, config, Run(folder), quiet)
-        times: dict[tuple[str, str], list[float]] = {way: [] for way in WAYS}
+        times: dict[tuple[Order, LevelsBackend], list[float]] = {way: [] for way in WAYS}
         for turn in range(args.rounds + 1):
             for way, training in trainings.items():
                 started = time.perf_counter()

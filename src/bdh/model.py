@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from bdh import ops
 from bdh.config import BDHConfig
+from bdh.ids import byte_ids, check_ids
 from bdh.mechanisms import calibrating
 from bdh.modes import evaluating
 from bdh.parts import Carried, Parts
@@ -116,7 +117,13 @@ class BDH(nn.Module):
         return logits, cross_entropy(logits, targets)
 
     def advance(
-        self, idx: Tensor, state: State | None = None, *, tap: Tap | None = None, constant: bool = False
+        self,
+        idx: Tensor,
+        state: State | None = None,
+        *,
+        tap: Tap | None = None,
+        constant: bool = False,
+        fresh: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Read any number of tokens after those that `state` has read.
 
@@ -128,6 +135,7 @@ class BDH(nn.Module):
             tap: see `bdh.lens.record`.
             constant: no gradient goes through the state, before or after, as where training carries it from step to
                 step; then native kernels compute all levels in one call, as without a state.
+            fresh: (B, T) true where a text begins: that token and those after it see nothing before it.
 
         Returns:
             logits (B, T, V) and the state after the last token.
@@ -142,7 +150,7 @@ class BDH(nn.Module):
             >>> state.position
             4
         """
-        logits, after = self.walk(idx, state, tap, wants_state=True, constant=constant)
+        logits, after = self.walk(idx, state, tap, wants_state=True, constant=constant, fresh=fresh)
         assert after is not None
         return logits, after
 
@@ -155,10 +163,17 @@ class BDH(nn.Module):
         wants_state: bool,
         owns_state: bool = False,
         constant: bool = False,
+        fresh: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
         assert wants_state or state is None, "a pass that hands no state on reads none"
-        self._check_ids(idx)
+        check_ids(idx, self.config.vocab_size)
+        if fresh is not None and not self.parts.forgets:
+            raise ValueError("fresh: expected a model that carries nothing but its plain memory; cut the text there")
+        if fresh is not None and (fresh.shape, fresh.dtype) != (idx.shape, torch.bool):
+            raise ValueError(
+                f"fresh: expected bool {tuple(idx.shape)} as the ids, got {fresh.dtype} {tuple(fresh.shape)}"
+            )
         if state is not None:
             state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
             state = state.detach() if constant else state
@@ -167,13 +182,13 @@ class BDH(nn.Module):
         v = listen("embed", self._normed(self.embed(idx)))  # (B, T, D)
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
         unseen = self.training and listen is no_tap and (constant or not wants_state)
-        found = self._all_levels(v, state, position, wants_state) if unseen else None
+        found = self._all_levels(v, state, position, wants_state, fresh) if unseen else None
         if found is None:
             levels = []
             turn = self._turn(position, idx.shape[1])
             for level in range(self.config.n_layer):
                 before = state.level(level) if state is not None else {}
-                carried = Carried(before, position, wanted=wants_state, owned=owns_state)
+                carried = Carried(before, position, wanted=wants_state, owned=owns_state, fresh=fresh)
                 v = self._layer(level, v, turn, carried, partial(at_level, listen, level))
                 levels.append(carried.after)
         else:
@@ -183,7 +198,7 @@ class BDH(nn.Module):
         return logits, after.detach() if after and constant else after
 
     def _all_levels(
-        self, v: Tensor, state: State | None, position: int, wants_state: bool
+        self, v: Tensor, state: State | None, position: int, wants_state: bool, fresh: Tensor | None
     ) -> tuple[Tensor, list[dict[str, Tensor]]] | None:
         """Pass all levels in one call, without gradients through a state; None where they are to be composed."""
         rho = state.rho if state is not None else ()
@@ -194,7 +209,7 @@ class BDH(nn.Module):
         how: dict[str, Any] = {"n_layer": c.n_layer, "dropout": self.drop.p, "winners": c.winners_per_head}
         if not wants_state:
             return ops.levels(path, v, *maps, **how), []
-        v, after = ops.levels_from(ops.Memory(rho, position), v, *maps, **how)
+        v, after = ops.levels_from(ops.Memory(rho, position, fresh), v, *maps, **how)
         return v, [{"rho": each} for each in after]
 
     def step(self, idx: Tensor, state: State, weights: ops.StepWeights) -> tuple[Tensor, State]:
@@ -208,7 +223,7 @@ class BDH(nn.Module):
         Returns:
             logits (B, 1, V) and the state.
         """
-        self._check_ids(idx)
+        check_ids(idx, self.config.vocab_size)
         state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         turn = self._turn(state.position, 1)
         with torch.no_grad():
@@ -361,32 +376,7 @@ class BDH(nn.Module):
         """
         if isinstance(text_or_idx, Tensor):
             return text_or_idx
-        if self.config.vocab_size < 256:
-            raise ValueError(f"text needs a byte vocabulary of 256, this model has {self.config.vocab_size}: pass ids")
-        if isinstance(text_or_idx, str):
-            try:
-                text_or_idx = text_or_idx.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"text: expected valid Unicode, got the lone surrogate {text_or_idx[error.start]!a} at character "
-                    f"{error.start}; remove it, or pass bytes"
-                ) from error
-        return torch.tensor([list(text_or_idx)], dtype=torch.int64, device=self.encoder.device)
-
-    def _check_ids(self, idx: Tensor) -> None:
-        if idx.ndim != 2 or idx.numel() == 0 or idx.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"token ids: expected a non-empty integer tensor (B, T), got {idx.dtype} {tuple(idx.shape)}; "
-                "for one text use torch.tensor([ids])"
-            )
-        # on an accelerator the check would wait for the device at every step
-        if idx.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(idx.min()), int(idx.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"token ids: expected 0..{self.config.vocab_size - 1}, got {low}..{high}; "
-                    "check the tokenizer or resize_vocab()"
-                )
+        return byte_ids(text_or_idx, self.config.vocab_size).to(self.encoder.device)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -25,21 +25,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bdh.ops import native
-from bdh.ops.native_plan import Dropout, Fired, Level, Place, Plan, Weights
-
-DENSE_ABOVE = 0.35
-"""Density of x beyond which dense products give the gradients of the drive faster than sums over entries."""
-CAUSAL = 128
-"""Scores are computed in blocks of this many tokens, up to the diagonal."""
+from bdh.ops import native, native_attention
+from bdh.ops.native_plan import Dropout, Level, Plan, Weights
 
 
 class Memory(NamedTuple):
-    """What was read before the first token of a pass, a constant."""
+    """What was read before the first token of a pass, a constant, and where it is forgotten."""
 
     rho: Sequence[Tensor]
     """(B, H, K, D) of each level, in the frame of position 0; none of them: nothing was read."""
     position: int
+    fresh: Tensor | None = None
+    """(B, T) tokens with which a text begins: these and those behind them see nothing before; None: no such tokens."""
 
 
 def levels(
@@ -133,8 +130,8 @@ class _Levels(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         H, D, K = encoder.shape
         memory = settings.memory
-        position = memory.position if memory else 0
-        plan = Plan(v.shape[0], v.shape[1], H, K, D, winners=settings.winners, position=position)
+        position, fresh = (memory.position, memory.fresh) if memory else (0, None)
+        plan = Plan(v.shape[0], v.shape[1], H, K, D, winners=settings.winners, position=position, fresh=fresh)
         weights = Weights(_transposed(encoder), _transposed(encoder_v), decoder.contiguous().view(H, K, D))
         needed = any(ctx.needs_input_grad)
         kept, lean = [], False
@@ -190,15 +187,15 @@ def _forward_level(
     """Pass a level: fills `kept`, and `after` with the state that it leaves; returns v (B, T, D)."""
     D, last = plan.D, len(plan.tokens) - 1
     for g, rows in enumerate(plan.rows):
-        rho = [_rows_of(kept.rho, rows, h) for h in range(plan.H)]
+        rho = [native_attention.rows_of(kept.rho, rows, h) for h in range(plan.H)]
         for c, tokens in enumerate(plan.tokens):
             v = kept.v[rows, tokens].flatten(0, 1)  # (M, D)
             C = tokens.stop - tokens.start
             write = torch.zeros_like(v)
             for h in range(plan.H):
                 place = (g, c, h)
-                out = torch.empty(len(v) // C, plan.K, D) if c < last else None if after is None else after[rows, h]
-                a, scores, fired = _attend(plan, w.encoder[h], v, C, rho[h], out)
+                out = torch.empty(1, plan.K, D) if c < last else None if after is None else after[rows, h]
+                a, scores, fired = native_attention.attend(plan, w.encoder[h], v, plan.texts(g, c), rho[h], out)
                 if out is not None and c < last:
                     rho[h] = plan.turned(out, 1)
                 elif out is not None:
@@ -215,48 +212,6 @@ def _forward_level(
     return _layer_norm(kept.v + _layer_norm(kept.write)[0])[0]
 
 
-def _attend(
-    plan: Plan, encoder: Tensor, v: Tensor, C: int, rho: Tensor | None, after: Tensor | None
-) -> tuple[Tensor, Tensor, list[Fired]]:
-    """Fire, collect, rotate and read one head: a (M, D), scores, what fired; fills the state `after` (R, K, D)."""
-    M, D = v.shape
-    R = M // C
-    scores, a = torch.zeros(R, C, C), torch.zeros(M, D)
-    fired = []
-    drive = None
-    if plan.winners is not None:  # all neurons of the head have to be known before one of them may fire
-        drive = torch.mm(encoder, v.T)  # (K, M)
-        native.kernels.keep_winners(drive, plan.winners, plan.threads)
-    for neurons in plan.neurons:
-        tile = torch.mm(encoder[neurons], v.T) if drive is None else drive[neurons]  # (J, M)
-        start = torch.empty(len(tile) + 1, dtype=torch.int64)
-        nnz = native.kernels.count(tile, start, plan.threads)
-        f = Fired(start, torch.empty(nnz, dtype=torch.uint16), torch.empty(nnz), torch.empty(nnz))
-        native.kernels.collect_and_rotate(tile, *f.entries, *plan.phases(neurons, C), plan.threads)
-        fired.append(f)
-        _add_scores(scores, tile)
-        for r, tokens in enumerate(slice(first, first + C) for first in range(0, M, C)):
-            if rho is not None:
-                a[tokens].addmm_(tile[:, tokens].T, rho[r, neurons])
-            if after is None:
-                continue
-            if rho is None:
-                torch.mm(tile[:, tokens], v[tokens], out=after[r, neurons])
-            else:
-                torch.addmm(rho[r, neurons], tile[:, tokens], v[tokens], out=after[r, neurons])
-    a.view(R, C, D).baddbmm_(scores.tril_(-1), v.view(R, C, D))
-    return a, scores, fired
-
-
-def _add_scores(scores: Tensor, tile: Tensor) -> None:
-    """Scores (R, C, C) += q^T q of each row of the batch; blocks above the diagonal are left out."""
-    C = scores.shape[1]
-    for r, q in enumerate(tile.split(C, dim=1)):  # (J, C)
-        for block in range(0, C, CAUSAL):
-            rows = slice(block, min(C, block + CAUSAL))
-            scores[r, rows, : rows.stop].addmm_(q[:, rows].T, q[:, : rows.stop])
-
-
 # --- backward -----------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +223,7 @@ def _backward_level(plan: Plan, w: Weights, d_w: Weights, kept: Level, dropout: 
     d_write_all = _layer_norm_backward(d_residual, kept.write, *write_stats)
     d_v_all = d_residual
     for g, rows in enumerate(plan.rows):
-        states = [_states(plan, kept, g, h) for h in range(plan.H)]
+        states = [native_attention.states(plan, kept, g, h) for h in range(plan.H)]
         d_rho: list[Tensor | None] = [None] * plan.H
         for c, tokens in reversed(list(enumerate(plan.tokens))):
             C = tokens.stop - tokens.start
@@ -291,74 +246,9 @@ def _backward_level(plan: Plan, w: Weights, d_w: Weights, kept: Level, dropout: 
                     )  # fmt: skip
                 d_a = _layer_norm_backward(d_normed, a, *stats)
                 rho = states[h][c]
-                d_rho[h] = _attend_backward(plan, w, d_w, kept, place, v, C, rho, d_rho[h], d_a, d_x, d_v)
+                d_rho[h] = native_attention.attend_backward(plan, w, d_w, kept, place, v, rho, d_rho[h], d_a, d_x, d_v)
             d_v_all[rows, tokens] += d_v.view(-1, C, D)
     return d_v_all
-
-
-def _attend_backward(
-    plan: Plan, w: Weights, d_w: Weights, kept: Level, place: Place, v: Tensor, C: int, rho: Tensor | None,
-    d_after: Tensor | None, d_a: Tensor, d_x: list[Tensor], d_v: Tensor,
-) -> Tensor | None:  # fmt: skip
-    """Backward of `_attend`: adds to d_v and to the gradient of the encoder; returns that of the state before."""
-    M, D = v.shape
-    R, h = M // C, place[2]
-    scores, in_rows = kept.scores[place], (R, C, D)
-    d_scores = (d_a.view(in_rows) @ v.view(in_rows).mT).tril_(-1)
-    both_sides = d_scores + d_scores.mT
-    d_v.view(in_rows).baddbmm_(scores.mT, d_a.view(in_rows))
-    if d_after is not None:
-        d_after = plan.turned(d_after, -1)
-    # what was there before the first chunk is a constant
-    d_before = torch.empty(plan.K, D) if place[1] > 0 else None
-    for f, neurons, d in zip(kept.fired[place], plan.neurons, d_x, strict=True):
-        tile = _expand(plan, f, neurons, M, C)
-        d_tile = torch.empty_like(tile)
-        for r, (q, d_q) in enumerate(zip(tile.split(C, dim=1), d_tile.split(C, dim=1), strict=True)):
-            torch.mm(q, both_sides[r], out=d_q)
-            if rho is not None:
-                d_q.addmm_(rho[r, neurons], d_a[r * C : (r + 1) * C].T)
-        if d_before is not None:
-            torch.mm(tile, d_a, out=d_before[neurons])
-        if d_after is not None:
-            d_tile.addmm_(d_after[neurons], v.T)
-            d_v.addmm_(tile.T, d_after[neurons])
-        here = (h, neurons)
-        phases = plan.phases(neurons, C)
-        if len(f.x) > DENSE_ABOVE * tile.numel():
-            native.kernels.drive_gradient(*f.entries, d, d_tile, *phases, plan.threads)
-            d_w.encoder[here].addmm_(d_tile, v)
-            d_v.addmm_(d_tile.T, w.encoder[here])
-        else:
-            maps = w.encoder[here], v, d_w.encoder[here]
-            native.kernels.fire_backward(*f.entries, d, d_tile, *phases, *maps, d_v, plan.threads)
-    if d_before is not None and d_after is not None:
-        d_before += d_after
-    return d_before
-
-
-def _states(plan: Plan, kept: Level, g: int, h: int) -> list[Tensor | None]:
-    """Compute the state (R, K, D) of a head before each chunk again."""
-    before = [_rows_of(kept.rho, plan.rows[g], h)]
-    for c, tokens in enumerate(plan.tokens[:-1]):
-        v = kept.v[plan.rows[g], tokens].flatten(0, 1)
-        rho = torch.empty(1, plan.K, plan.D)
-        for f, neurons in zip(kept.fired[g, c, h], plan.neurons, strict=True):
-            torch.mm(_expand(plan, f, neurons, len(v), tokens.stop - tokens.start), v, out=rho[0, neurons])
-        previous = before[-1]
-        before.append(plan.turned(rho if previous is None else rho.add_(previous), 1))
-    return before
-
-
-def _rows_of(rho: Tensor | None, rows: slice, h: int) -> Tensor | None:
-    return None if rho is None else rho[rows, h]
-
-
-def _expand(plan: Plan, f: Fired, neurons: slice, M: int, C: int) -> Tensor:
-    """Rebuild the rotated tile (J, M) from what fired."""
-    tile = torch.empty(neurons.stop - neurons.start, M)
-    native.kernels.expand_and_rotate(*f.entries, *plan.phases(neurons, C), tile, plan.threads)
-    return tile
 
 
 def _transposed(weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +71,17 @@ class Level:
         return lists + sum(t.nbytes for t in (self.v, self.a, self.write, *self.scores.values()))
 
 
+class Row(NamedTuple):
+    """The texts of one row of a tile."""
+
+    old: slice
+    """Tokens of the tile that go on with the text before, and see its state."""
+    new: slice
+    """Tokens that the state after is of."""
+    starts: list[int]
+    """Places in the row where a text begins."""
+
+
 @dataclass(frozen=True)
 class Dropout:
     seed: int
@@ -87,7 +99,16 @@ class Plan:
     """How a call is cut into tiles, and the phases of a chunk."""
 
     def __init__(
-        self, B: int, T: int, H: int, K: int, D: int, *, winners: int | None = None, position: int = 0
+        self,
+        B: int,
+        T: int,
+        H: int,
+        K: int,
+        D: int,
+        *,
+        winners: int | None = None,
+        position: int = 0,
+        fresh: Tensor | None = None,
     ) -> None:
         self.B, self.H, self.K, self.D, self.winners = B, H, K, D, winners
         # the quadratic form is the cheaper one up to about T = 4 D
@@ -102,6 +123,8 @@ class Plan:
         places = torch.arange(position, position + self.chunk, dtype=torch.float64)
         angle = (frequencies(K)[:, None] * places).frac() * (2 * math.pi)
         self._cosine, self._sine = angle.cos().float(), angle.sin().float()  # (K/2, C)
+        none: list[list[int]] = [[]] * B
+        self._starts = none if fresh is None else [row.nonzero().flatten().tolist() for row in fresh.cpu()]
         self._turns: dict[int, tuple[Tensor, Tensor]] = {}
         self._phases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -112,6 +135,16 @@ class Plan:
         starts = 8 * len(self.rows) * len(self.tokens) * self.H * (self.K + len(self.neurons))
         scores = 4 * self.B * self.H * sum((part.stop - part.start) ** 2 for part in self.tokens)
         return lists + starts + scores + 4 * self.B * tokens * self.D * (self.H + 2)  # a, v, write
+
+    def texts(self, group: int, chunk: int) -> list[Row]:
+        """Return where texts begin in each row of a tile."""
+        tokens, found = self.tokens[chunk], []
+        C = tokens.stop - tokens.start
+        for r, starts in enumerate(self._starts[self.rows[group]]):
+            here = [start - tokens.start for start in starts if tokens.start <= start < tokens.stop]
+            first, last = (here[0], here[-1]) if here else (C, 0)
+            found.append(Row(slice(r * C, r * C + first), slice(r * C + last, (r + 1) * C), here))
+        return found
 
     def phases(self, neurons: slice, C: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine (J/2, C) of a block of neurons."""

@@ -220,7 +220,7 @@ class Training:
             for loss, weight in self.reading.losses(self.step, tap):
                 # the way back is not under autocast: it takes the types of the way there
                 with torch.autocast(self.device.type, enabled=False):
-                    self.scaler.scale((loss + self.activity.total()) * weight).backward()
+                    self.scaler.scale((loss + self.activity.take()) * weight).backward()
                 total += loss.detach() * weight
         if self.world.size > 1:
             self.unsound = self.sharing.add_up(total)
