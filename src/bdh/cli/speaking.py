@@ -37,7 +37,7 @@ def generate(
     Args:
         model: run directory, checkpoint directory or .pt file.
         prompt: text to continue; - reads it from standard input.
-        max_new_tokens: how many tokens (bytes, unless trained with others) to make, at most: the end of a document ends it.
+        max_new_tokens: how many tokens (bytes, unless trained with others) at most: the end of a document ends it.
         temperature: 0 always takes the most likely byte, 1 samples as the model believes.
         top_k: choose among the k most likely bytes only.
         top_p: choose among the fewest bytes that together have probability p.
