@@ -71,6 +71,7 @@ def test_compiled_form_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     turn = rotary.rotation(K, 3, 5, like=x)
     eager = rotary.rotate(x, turn)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    turn = rotary.rotation(K, 3, 5, like=x)
     assert error(rotary.rotate(x, turn), eager) <= SAME[torch.float64]
 
 

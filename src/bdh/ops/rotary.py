@@ -46,9 +46,13 @@ def rotation(neurons_per_head: int, start: int, length: int, like: Tensor) -> Te
             precision complex64.
 
     Returns:
-        (T, K/2) complex.
+        (T, K/2) complex; under torch.compile (T, K/2, 2), real and imaginary parts.
     """
     dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    if torch.compiler.is_compiling():  # no code is generated for complex numbers, and a cache is looked through
+        angle = _angles(neurons_per_head, start, length)
+        pairs = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        return pairs.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     if start == 0:
         return _rotation(neurons_per_head, length, like.device, dtype)
     # inside a text no table is asked for twice: keeping it would only push out one that is
@@ -65,9 +69,13 @@ def _rotation(neurons_per_head: int, length: int, device: torch.device, dtype: t
 def _table(neurons_per_head: int, start: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # built on the CPU: some accelerators have no float64. Inference tensors could not be reused in training
     with torch.inference_mode(False):
-        positions = torch.arange(start, start + length, dtype=torch.float64)[:, None]
-        angle = (positions * frequencies(neurons_per_head)).frac() * (2 * math.pi)
+        angle = _angles(neurons_per_head, start, length)
         return torch.polar(torch.ones_like(angle), angle).to(device=device, dtype=dtype)
+
+
+def _angles(neurons_per_head: int, start: int, length: int) -> Tensor:
+    positions = torch.arange(start, start + length, dtype=torch.float64)[:, None]
+    return (positions * frequencies(neurons_per_head)).frac() * (2 * math.pi)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
     Args:
         x: (..., T, K).
-        turn: (T, K/2) complex, from `rotation`.
+        turn: from `rotation`.
 
     Returns:
         (..., T, K).
@@ -91,9 +99,8 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     pairs = wide.unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
-        # the compiler does not generate code for complex numbers
-        real, imag = pairs.unbind(-1)
-        out = torch.stack((real * turn.real - imag * turn.imag, imag * turn.real + real * turn.imag), dim=-1)
+        (real, imag), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        out = torch.stack((real * cos - imag * sin, imag * cos + real * sin), dim=-1)
     else:
         out = torch.view_as_real(torch.view_as_complex(pairs) * turn)
     return out.flatten(-2).to(x.dtype)
