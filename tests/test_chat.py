@@ -156,8 +156,8 @@ def test_memory_of_another_model_and_impossible_files_are_refused(
     other = bdh.save(BDH.from_seed(SHAPE, 1), tmp_path / "other")
     for words, says in (
         (("--model", other, "--memory", tmp_path / "m"), "is the state of another model"),
-        (("--model", model, "--memory", tmp_path), "expected the name of a file"),
-        (("--model", model, "--memory", tmp_path / "no" / "m"), "expected the name of a file"),
+        (("--model", model, "--memory", tmp_path), "is a directory: expected the name of a file"),
+        (("--model", model, "--memory", tmp_path / "no" / "m"), "its folder does not exist"),
         (("--model", model, "--temperature", -1), "temperature=-1.0"),
     ):
         capsys.readouterr()

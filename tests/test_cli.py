@@ -1,8 +1,13 @@
 """The command line as a user meets it: what works, and one clear line for what does not."""
 
 import json
+import os
+import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -298,7 +303,26 @@ MISTAKES = [
     ("fly", "unknown command 'fly'"),
     ("trian", "did you mean train?"),
     ("train --learnin-rate 3", "did you mean --learning-rate"),
-    ("train --learning-rate fast", "--learning-rate"),
+    ("train --learning-rate fast", "--learning-rate 'fast': expected a number (see bdh train --help)"),
+    ("train --n-layer 1.5", "--n-layer '1.5': expected an integer (see"),
+    ("train --schedule round", "--schedule 'round': expected one of constant, cosine, linear (see"),
+    ("train twice", "bdh train has no place for 'twice' (see"),
+    ("finetune --model MODEL --n-layer 3", "bdh finetune has no --n-layer (it is a flag of bdh convert, bdh plan, "),
+    ("finetune --model MODEL --rebuild-data", "bdh finetune has no --rebuild-data (it is a flag of bdh prepare; see "),
+    (
+        "eval --model MODEL --by-positio",
+        "bdh eval has no --by-positio (did you mean --by-position? see bdh eval --help)",
+    ),
+    ("prepare x --max-documents x", "--max-documents 'x': expected an integer (see bdh prepare --help)"),
+    ("probe love --neurons a", "--neurons 'a': expected integers (see"),
+    ("train --data TEXT --dataset nope", "--data, --dataset: expected one of them; leave the other away"),
+    ("plan --data TEXT --dataset shakespeare", "--data, --dataset: expected one of them"),
+    ("compare --data TEXT --dataset tiny-shakespeare", "--data, --dataset: expected one of them"),
+    ("eval --model MODEL --data TEXT --dataset nope", "--data, --dataset: expected one of them"),
+    ("inspect --model MODEL --data TEXT --dataset nope", "--data, --dataset: expected one of them"),
+    ("finetune --model MODEL --data TEXT --replay-share 0.9", "--replay-share: expected --replay beside it"),
+    ("finetune --model MODEL --data TEXT --lora-alpha 8", "--lora-alpha: expected --lora-rank beside it"),
+    ("chat --model MODEL --max-new-tokens -1", "max_new_tokens=-1: expected an integer >= 0"),
     ("train --learning-rate -1", "learning_rate=-1.0: expected a number > 0"),
     ("train --n-embd 10 --n-head 4 --mlp-mult 3", "divisible by 2 * n_head = 8"),
     ("train --sparsity 2", "sparsity=2.0"),
@@ -396,6 +420,73 @@ def test_a_mistake_gets_one_line_and_exit_code_2(words: str, says: str, tmp_path
     assert says in captured.err
     assert captured.err.count("\n") == 1, captured.err
     assert captured.err.startswith("bdh: ")
+
+
+LOCKED = [
+    "generate --model MODEL --save-state LOCKED/s",
+    "chat --model MODEL --memory LOCKED/m",
+    "inspect --model MODEL --data TEXT --html LOCKED/r.html",
+    "lens report --model MODEL --data TEXT --out LOCKED/r.html",
+    "lens report --model MODEL --data TEXT --out FREE --files LOCKED/new",
+    "lens index --model MODEL --data TEXT --out LOCKED/new",
+    "probe love --model MODEL --out LOCKED/new/er",
+    "convert GOLDEN LOCKED/new",
+]
+
+
+@pytest.mark.parametrize("words", LOCKED)
+def test_a_place_without_rights_is_told_before_the_work(
+    words: str, tmp_path: Path, text: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    for module in ("speaking", "looking", "lens_report", "lens_index", "probing"):
+        monkeypatch.setattr(f"bdh.cli.{module}.open_model", work)
+    monkeypatch.setattr("bdh.cli.speaking.import_checkpoint", work)
+    named = {"MODEL": "model", "TEXT": text, "GOLDEN": GOLDEN / "community_checkpoint.pt"}
+    named |= {"FREE": Path(tempfile.gettempdir()) / "bdh-report.html"}
+    with locked_directory() as locked:
+        assert run(*(named.get(word, word.replace("LOCKED", str(locked))) for word in words.split())) == 2
+    err = capsys.readouterr().err
+    assert f"{locked}/" in err
+    assert "cannot be written (Permission denied): give rights, or choose another place" in err
+    assert err.count("\n") == 1
+
+
+@contextmanager
+def locked_directory() -> Iterator[Path]:
+    """Give a directory that this process may not write to; where it is root, it is another user meanwhile."""
+    mighty = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as above:
+        locked = Path(above) / "locked"
+        locked.mkdir()
+        Path(above).chmod(0o755)
+        locked.chmod(0o555)
+        if mighty:
+            os.seteuid(65534)
+        try:
+            yield locked
+        finally:
+            if mighty:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize("words", ["convert GOLDEN OUT", "generate --model GOLDEN --save-state OUT"])
+def test_what_has_no_room_is_told(words: str, tmp_path: Path) -> None:
+    """A true failure of the system's write, in a process of its own."""
+    named = {"GOLDEN": GOLDEN / "community_checkpoint.pt", "OUT": tmp_path / "out"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bdh", *(named.get(word, word) for word in words.split())],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    why = "cannot be written (File too large): make room or give rights, and try again"
+    assert (done.returncode, done.stderr) == (1, f"bdh: {tmp_path / 'out'} {why}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_not_overwritten(trained: Path, text: Path, capsys) -> None:

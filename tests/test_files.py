@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from bdh import files
 
@@ -60,3 +61,36 @@ def test_impossible_targets_are_refused(tmp_path: Path) -> None:
     for target, says in ((tmp_path, "is a directory"), (tmp_path / "no" / "a", "does not exist")):
         with pytest.raises(ValueError, match=says), files.replacing_file(target):
             pass
+
+
+def test_a_place_is_checked_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    files.check_file(tmp_path / "file")
+    files.check_file(tmp_path / "new")
+    files.check_directory(tmp_path)
+    files.check_directory(tmp_path / "far" / "below")
+    for check, target, says in (
+        (files.check_file, tmp_path, "--out .* is a directory: expected the name of a file"),
+        (files.check_file, tmp_path / "no" / "a", "--out .*: its folder does not exist"),
+        (files.check_file, "/proc/a", r"--out /proc/a cannot be written \(.*\): give rights"),
+        (files.check_directory, tmp_path / "file", "--out .*: expected a directory, this is a file"),
+        (files.check_directory, tmp_path / "file" / "a", "--out .*/a: expected a directory, .*/file is a file"),
+        (files.check_directory, "/proc/a/b", r"--out /proc/a/b cannot be written \(.*\): give rights"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check(target, "--out")
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("replacing", [files.replacing_file, files.replacing_directory])
+def test_errors_of_writing_name_the_target_and_others_stay(tmp_path: Path, replacing) -> None:
+    says = rf"{tmp_path}/a cannot be written \(No space left.*\): make room or give rights, and try again"
+    for inner in (OSError(28, "No space left"), SafetensorError("Error: I/O error: No space left (os error 28)")):
+        with pytest.raises(files.WritingError, match=says), replacing(tmp_path / "a"):
+            raise inner
+    for other in (ConnectionResetError(104, "reset"), FileNotFoundError(2, "no", "a"), SafetensorError("no tensor")):
+        with pytest.raises(type(other)) as caught, replacing(tmp_path / "a"):
+            raise other
+        assert caught.value is other
+    assert names(tmp_path) == []

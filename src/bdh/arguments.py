@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bdh.checks import check_one_text
 from bdh.config import FINETUNING, PRETRAINING, BDHConfig, Parallel, TrainConfig, preset, train_preset
 from bdh.data import Corpus, Template
 from bdh.data.corpora import prepared_vocabulary
@@ -137,12 +138,12 @@ class FinetuneArgs:
     """Learn from the first so many examples only."""
     replay: str | None = None
     """Text that the model was trained on (a path or a name), mixed in so that it is not forgotten."""
-    replay_share: float = 0.5
-    """Share of the rows of a batch, and of the loss, that replay gets."""
+    replay_share: float | None = None
+    """Share of the rows of a batch, and of the loss, that replay gets; by default half."""
     lora_rank: int | None = None
     """Train changes of this rank instead of all weights."""
-    lora_alpha: float = 16.0
-    """Strength of these changes, divided by their rank."""
+    lora_alpha: float | None = None
+    """Strength of these changes, divided by their rank; by default 16."""
     out_dir: Path | None = None
     """Run directory; by default runs/MODEL-DATA."""
     resume: bool = False
@@ -153,7 +154,13 @@ class FinetuneArgs:
     def __post_init__(self) -> None:
         if self.max_examples is not None and self.max_examples < 1:
             raise ValueError(f"--max-examples {self.max_examples}: expected an integer >= 1")
-        if not 0 < self.replay_share < 1:
+        for flag, value, of, base in (
+            ("--replay-share", self.replay_share, "--replay", self.replay),
+            ("--lora-alpha", self.lora_alpha, "--lora-rank", self.lora_rank),
+        ):
+            if value is not None and base is None:
+                raise ValueError(f"{flag}: expected {of} beside it; add that, or leave it away")
+        if self.replay_share is not None and not 0 < self.replay_share < 1:
             raise ValueError(f"--replay-share {self.replay_share}: expected a number between 0 and 1")
         if self.resume and self.lora_rank is not None:
             raise ValueError(
@@ -192,6 +199,7 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         given, _ = parser.parse_known_args(argv[1:])
     except SystemExit:
         return TrainArgs()  # the full parser will say what is wrong
+    check_one_text(given.data, given.dataset)
     size = given.model_size or "nano"
     model = preset(size, variant=given.variant, vocab_size=prepared_vocabulary(given.dataset, given.data))
     named = TrainArgs(

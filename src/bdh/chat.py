@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bdh.data import ByteTokenizer, Prompting, Tokenizer, fill
-from bdh.generate import Sampling, as_ids, prefill, step, step_weights
+from bdh.generate import Sampling, as_ids, check_length, prefill, step, step_weights
 from bdh.model import BDH, State
 
 
@@ -68,7 +68,11 @@ class Conversation:
         Args:
             text: the turn of the user.
             max_new_tokens: after these an answer ends in any case.
+
+        Raises:
+            ValueError: `max_new_tokens` is negative (at the first piece).
         """
+        check_length(max_new_tokens)
         logits, state = prefill(self.model, prompt_ids(self.model, self.tokenizer, self.prompting, text), self.state)
         weights = step_weights(self.model, state)
         decoder = self.tokenizer.decoder()

@@ -40,6 +40,12 @@ def check_choice(config: object, name: str, choices: tuple[str, ...], *, prefix:
         fail(prefix + name, value, "one of " + ", ".join(choices), hint)
 
 
+def check_one_text(data: object, dataset: object) -> None:
+    """Check that a text is not named twice, as a file and by name."""
+    if data is not None and dataset is not None:
+        raise ValueError("--data, --dataset: expected one of them; leave the other away")
+
+
 class Json:
     """Plain-dict conversion shared by the config dataclasses."""
 

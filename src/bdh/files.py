@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class WritingError(OSError):
+    """A file or directory could not be written; what stood there before is as it was."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written ({self.strerror}): make room or give rights, and try again"
+
+
+def check_file(path: str | Path, flag: str = "") -> None:
+    """Raise ValueError where `replacing_file` could not write: to be told before the work, not after it.
+
+    Args:
+        path: the file.
+        flag: what it was given by.
+    """
+    target = Path(path)
+    named = f"{flag} {target}".strip()
+    _check_name(target, named)
+    _check_writable(target.parent, named)
+
+
+def check_directory(path: str | Path, flag: str = "") -> None:
+    """Raise ValueError where `replacing_directory` could not write, or no directory could be made; see `check_file`."""
+    target = Path(path)
+    named = f"{flag} {target}".strip()
+    there = next(place for place in (target, *target.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{named}: expected a directory, {'this' if there == target else there} is a file")
+    _check_writable(there, named)
+
+
+def _check_name(target: Path, named: str) -> None:
+    if target.is_dir():
+        raise ValueError(f"{named} is a directory: expected the name of a file to write")
+    if not target.parent.is_dir():
+        raise ValueError(f"{named}: its folder does not exist; create it, or choose another name")
+
+
+def _check_writable(directory: Path, named: str) -> None:
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise ValueError(
+            f"{named} cannot be written ({error.strerror}): give rights, or choose another place"
+        ) from None
 
 
 @contextmanager
@@ -19,23 +74,40 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
 
     Raises:
         ValueError: `path` is a directory, or its folder does not exist.
+        WritingError: there is no room, or no right to write.
     """
     target = Path(path)
-    if target.is_dir():
-        raise ValueError(f"{target} is a directory: expected the name of a file to write")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: its folder does not exist; create it, or choose another name")
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    work = Path(name)
+    _check_name(target, str(target))
+    with _explained(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        work = Path(name)
+        try:
+            yield work
+            sync(work)
+            work.chmod(0o666 & ~_umask())  # mkstemp makes private files
+            work.replace(target)
+            sync(target.parent)
+        finally:
+            work.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Say of which file it was that the room or the right to write was missing."""
     try:
-        yield work
-        sync(work)
-        work.chmod(0o666 & ~_umask())  # mkstemp makes private files
-        work.replace(target)
-        sync(target.parent)
-    finally:
-        work.unlink(missing_ok=True)
+        yield
+    except WritingError:
+        raise
+    except OSError as error:
+        temporary = Path(str(error.filename)).name.startswith(f".{target.name}.")
+        if error.errno not in _OF_WRITING and not temporary:
+            raise  # of what the block reads, or asks the network for
+        raise WritingError(target, error) from None
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise WritingError(target, OSError(int(found[1]), os.strerror(int(found[1])))) from None
+        raise
 
 
 @contextmanager
@@ -44,31 +116,42 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
 
     Every file in it is on disk (fsync) before the rename. An old directory is moved aside first and back again if
     the rename fails; only a crash between the two renames leaves it under its other name, beside the target.
+
+    Raises:
+        WritingError: there is no room, or no right to write.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    aside = work.with_name(work.name + ".old")
-    try:
-        yield work
-        for file in work.rglob("*"):
-            if file.is_file():
-                file.chmod(0o666 & ~_umask())  # some libraries make private files
-            sync(file)
-        sync(work)
-        work.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
-        if target.exists():
-            target.replace(aside)
+    with _explained(target):
         try:
-            work.replace(target)
-        except BaseException:
-            if aside.exists():
-                aside.replace(target)
-            raise
-        sync(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WritingError(target, error) from None
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        aside = work.with_name(work.name + ".old")
+        try:
+            yield work
+            _put(work, target, aside)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(work: Path, target: Path, aside: Path) -> None:
+    for file in work.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())  # some libraries make private files
+        sync(file)
+    sync(work)
+    work.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
+    if target.exists():
+        target.replace(aside)
+    try:
+        work.replace(target)
+    except BaseException:
+        if aside.exists():
+            aside.replace(target)
+        raise
+    sync(target.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:

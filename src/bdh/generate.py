@@ -186,10 +186,15 @@ def stream(
             token), or the logits are not finite (at any token).
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
+    check_length(max_new_tokens)
     ops.step_backend(model.encoder, refused=_why_no_native_step(model), precision=precision)
     return _stream(model, idx, max_new_tokens, sampling, state, precision)
+
+
+def check_length(max_new_tokens: int) -> None:
+    """Raise ValueError for a number of tokens that cannot be made."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: expected an integer >= 0")
 
 
 def _stream(

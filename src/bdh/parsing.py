@@ -100,8 +100,47 @@ def _one_line(box: str, command: str) -> str:
     message = " ".join(sections[0]) if sections else "cannot be read"
     message = re.sub(r"Error parsing (__tyro-dummy-inner__\S*?|args\.\w+): ", "", message)
     message = re.sub(r"argument '\w+\.(\w+)'", r"\1", message)
-    near = [
-        row.split()[0] for group in sections if group[0] == "Perhaps you meant:" for row in group if "--" in row[:2]
-    ]
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{message} ({hint}see {command})"
+    if found := re.match(r"Unrecognized(?: or misplaced)? options: (.*?)(?: *Arguments are applied|$)", message):
+        given = re.sub(r" \(applied to [^)]*\)|,", "", found[1]).split()
+        return _unknown(given, [row for section in sections[1:] for row in section], command)
+    if found := re.match(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\)", message):
+        choices = sorted(set(re.findall(r"'([^']*)'", found[3])) - {"None"})
+        return f"{found[2]} {found[1]}: expected one of {', '.join(choices)} (see {command})"
+    if found := re.match(r"Error parsing (--\S+): .*?('[^']*')", message):
+        flag, value = found.groups()
+        shape = next((row for section in sections[1:] for row in section if row.startswith(f"{flag} ")), flag)
+        shape = shape.removeprefix(flag).replace("{None}|", "").strip()
+        return f"{flag} {value}: expected {_SHAPES.get(shape, shape or 'something else')} (see {command})"
+    return f"{message} (see {command})"
+
+
+_SHAPES = {"INT": "an integer", "FLOAT": "a number", "[INT [INT ...]]": "integers"}
+
+
+def _unknown(given: Sequence[str], near: Sequence[str], command: str) -> str:
+    """Say which flag a command has not, and which it is near to, or which commands have it.
+
+    Args:
+        given: the words that found no place.
+        near: rows of flags like them, "--flag SHAPE", and of where they are, "in COMMAND --help".
+        command: how to ask for help.
+    """
+    asked = command.removesuffix(" --help")
+    flag = next((word.partition("=")[0].replace("_", "-") for word in given if word.startswith("--")), None)
+    if flag is None:
+        return f"{asked} has no place for {given[0]!r} (see {command})"
+    owners: dict[str, list[str]] = {}
+    of_row: list[str] = []
+    for row in near:
+        if row.startswith("--"):
+            of_row = owners.setdefault(row.split()[0].rstrip(","), [])
+        elif row.startswith("in ") and row.endswith(" --help"):
+            of_row.append(row[3:].removesuffix(" --help"))
+    own = [name for name, commands in owners.items() if asked in commands]
+    if flag in owners:
+        hint = f"it is a flag of {', '.join(sorted(set(owners[flag])))}; "
+    elif own:
+        hint = f"did you mean {own[0]}? "
+    else:
+        hint = "".join(f"{' and '.join(sorted(set(commands)))} has {name}; " for name, commands in owners.items())
+    return f"{asked} has no {flag} ({hint}see {command})"

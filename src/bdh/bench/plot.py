@@ -9,7 +9,7 @@ from typing import Any
 from bdh.bench.contenders import CONTENDERS
 from bdh.bench.results import Column, Learning, Memory, Table
 from bdh.bench.terminal import number, times
-from bdh.files import replacing_file
+from bdh.files import check_file, replacing_file
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # after Okabe and Ito: told apart by everybody; the first two are for the naive ways
@@ -21,8 +21,7 @@ def check(path: Path) -> None:
     """Raise ValueError unless a chart can be written to `path`; to be asked before anything is measured."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot {path}: expected a name that ends with {', '.join(SUFFIXES)}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: expected the name of a file in a directory that exists")
+    check_file(path, "--plot")
     _figure_class()
 
 

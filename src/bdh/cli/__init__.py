@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the user's mistake (one line on stderr)
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -24,6 +25,9 @@ from bdh.parsing import Group, parse
 from bdh.train import LostRankError, NonFiniteError
 
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
+
+_MISTAKEN = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+"""What the system says of a path that was named wrongly."""
 
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "train": train,
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else " (BDH_DEBUG=1 shows where)"
         print("bdh: " + kind + " ".join(str(error).split()) + hint, file=sys.stderr)
-        code = 2 if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | PermissionError) else 1
+        code = 2 if isinstance(error, ValueError) or getattr(error, "errno", None) in _MISTAKEN else 1
     sys.exit(code)
 
 

@@ -27,13 +27,13 @@ ROWS = 24
 def tell(values: dict[str, Any], panels: Sequence[Panel], json: bool, out: Path | None) -> int:
     """Print what was found, or its values as one line of JSON, and write the panels to files where `out` is given."""
     again = shlex.join(["bdh", *sys.argv[1:]])
-    files = [file for panel in panels for file in replace(panel, command=again).save(out)] if out else []
     if json:
         print(json_text(values))
     else:
         console = Console(highlight=False)
         for panel in panels:
             _print(panel, console)
+    files = [file for panel in panels for file in replace(panel, command=again).save(out)] if out else []
     for file in files:
         print(f"written: {file}", file=sys.stderr if json else sys.stdout)
     return 0

@@ -17,6 +17,7 @@ from bdh import lens
 from bdh.cli.lens_labels import LABEL_BYTES, print_labels
 from bdh.cli.shared import corpus_of, json_text, open_model, window_of
 from bdh.data import spread
+from bdh.files import check_directory
 from bdh.lens.index.neuronpedia import export_neuronpedia
 from bdh.lens.index.terminal import print_page
 
@@ -45,7 +46,9 @@ def index(
         seed: of the sample of places at which each neuron fires.
         json: print where it is, and the density by level, as JSON.
     """
-    hatchling, target = open_model(model), out or Path(f"{model}-index")
+    target = out or Path(f"{model}-index")
+    check_directory(target, "--out")
+    hatchling = open_model(model)
     corpus = corpus_of(model, dataset, data)
     text = np.concatenate([corpus.train, corpus.validation]) if data else np.asarray(corpus.validation)
     try:

@@ -15,6 +15,7 @@ from rich.console import Console
 from bdh import checkpoint, lens
 from bdh.cli.looking import baseline_of
 from bdh.cli.shared import corpus_of, json_text, open_model, run_facts, window_of
+from bdh.files import check_directory, check_file
 
 
 def report(
@@ -41,10 +42,9 @@ def report(
         files: write every picture (SVG, PNG) and table (CSV, Parquet) into this directory too.
         json: print what was written as JSON; progress goes to stderr.
     """
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"--out {out}: expected the name of a file in a directory that exists")
-    if files and files.exists() and not files.is_dir():
-        raise ValueError(f"--files {files}: expected a directory, this is a file")
+    check_file(out, "--out")
+    if files:
+        check_directory(files, "--files")
     if not text:
         raise ValueError("the text is empty: expected at least one character")
     hatchling, console, begun = open_model(model), Console(stderr=True, highlight=False), time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Any
 from bdh import checkpoint, lens
 from bdh.cli.findings import tell
 from bdh.cli.shared import open_byte_model
+from bdh.files import check_file
 from bdh.generate import prefill
 from bdh.lens import memory_panels
 from bdh.lens.panel import Panel
@@ -162,6 +163,7 @@ def edit(
         raise ValueError("expected --text or --state, whose memory is changed")
     if not erase and not scale:
         raise ValueError("expected --erase first:end or --scale gate,neuron,factor; nothing to change")
+    check_file(save_state, "--save-state")
     hatchling = open_byte_model(model)
     where = levels or None
     before = checkpoint.load_state(state, hatchling) if state else None

@@ -13,6 +13,7 @@ from rich.console import Console
 from bdh import checkpoint
 from bdh.cli.findings import tell
 from bdh.cli.shared import open_model, run_facts
+from bdh.files import check_directory
 from bdh.generate import remember
 from bdh.lens import topology as topo
 from bdh.lens.memory import check_neurons
@@ -111,8 +112,8 @@ def _check(
         raise ValueError(f"--which {which}: expected --level only with sigma, and --raw only with x and y")
     if over_training and neuron is not None:
         raise ValueError("--over-training --neuron: expected one of them; partners are shown of one model")
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: expected a folder")
+    if out is not None:
+        check_directory(out, "--out")
 
 
 def _partners(found: topo.Topology, neuron: int, console: Console) -> topo.Ego | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from bdh import lens
 from bdh.cli.shared import corpus_of, json_text, open_model, window_of
 from bdh.data import Corpus, spread
+from bdh.files import check_file
 from bdh.model import BDH
 
 BASELINE_BYTES = 4_096, 65_536
@@ -52,8 +53,8 @@ def inspect(
     """
     if top < 1 or contexts < 1:
         raise ValueError(f"--top {top} --contexts {contexts}: expected integers >= 1")
-    if html and (html.is_dir() or not html.parent.is_dir()):
-        raise ValueError(f"--html {html}: expected the name of a file in a directory that exists")
+    if html:
+        check_file(html, "--html")
     hatchling = open_model(model)
     corpus = corpus_of(model, dataset, data)
     if not text:

@@ -14,7 +14,7 @@ from bdh import lens
 from bdh.checkpoint import load_tokenizer
 from bdh.cli.shared import json_text, open_model
 from bdh.data import ByteTokenizer
-from bdh.files import write_text
+from bdh.files import check_directory, write_text
 
 
 def probe(
@@ -50,8 +50,8 @@ def probe(
         raise ValueError(f"CONCEPT: expected a TOML file, or one or more of {', '.join(lens.concept_names())}")
     if model is None:
         raise ValueError("--model: expected a run directory, a checkpoint directory or a .pt file")
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: expected a directory, or a name that is free")
+    if out is not None:
+        check_directory(out, "--out")
     asked = [lens.Concept.load(name) for name in concepts]
     if load_tokenizer(model).name != ByteTokenizer.name:
         raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bdh import checkpoint
+from bdh.checks import check_one_text
 from bdh.data import ByteTokenizer, Corpus, load_corpus
 from bdh.foreign import import_checkpoint
 from bdh.model import BDH
@@ -49,6 +50,7 @@ def window_of(model: Path) -> int:
 
 def corpus_of(model: Path, dataset: str | None, data: Path | None) -> Corpus:
     """Return the text to compare with: as asked for, else the one that the run was trained on."""
+    check_one_text(data, dataset)
     facts = None if dataset or data else run_facts(model)
     if facts is not None and facts["text"]:
         dataset, data = facts["text"]["dataset"], facts["text"]["data"]

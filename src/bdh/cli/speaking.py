@@ -12,6 +12,7 @@ from bdh import generate as generation
 from bdh.chat import Conversation, prompt_ids
 from bdh.cli.shared import json_text, open_model
 from bdh.data import Prompting, Tokenizer, read_tokenizer
+from bdh.files import check_directory, check_file
 from bdh.foreign import import_checkpoint
 from bdh.train.run import environment
 from bdh.train.stopping import leaving_on_sigterm, stop_requests
@@ -50,6 +51,8 @@ def generate(
         precision: bfloat16 or int8 makes text faster on a CPU, from rounded weights and a memory in bfloat16.
         json: print prompt and text as one JSON line when done.
     """
+    if save_state:
+        check_file(save_state, "--save-state")
     hatchling, tokenizer = open_model(model), checkpoint.load_tokenizer(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     before = checkpoint.load_state(state, hatchling) if state else None
@@ -105,8 +108,9 @@ def chat(
         seed: same seed, same answers.
         json: print turn and answer as one JSON line.
     """
-    if memory and (memory.is_dir() or not memory.parent.is_dir()):
-        raise ValueError(f"--memory {memory}: expected the name of a file in a directory that exists")
+    generation.check_length(max_new_tokens)
+    if memory:
+        check_file(memory, "--memory")
     hatchling, tokenizer = open_model(model), checkpoint.load_tokenizer(model)
     asked = checkpoint.load_prompting(model)
     if asked is None:
@@ -156,6 +160,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
         n_layer: number of levels, when the file does not say.
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
     """
+    check_directory(out)
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
     asked = None
     if source.is_dir():

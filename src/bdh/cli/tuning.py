@@ -17,6 +17,8 @@ from bdh.data.terminal import showing
 from bdh.lowrank import add_low_rank
 from bdh.train import Reporter, Run
 
+REPLAY_SHARE, LORA_ALPHA = 0.5, 16.0
+"""What holds where --replay or --lora-rank is given without them."""
 SHOWN = 3
 """Held-out prompts whose answers are shown."""
 
@@ -35,6 +37,7 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     model = open_model(args.model)
     before = run_facts(args.model)
     base = tuning.base_text(args.replay, before)
+    share = REPLAY_SHARE if args.replay_share is None else args.replay_share
     with showing(console) as told:
         directory = tuning.prepared_examples(args.dataset, args.data, args.template, args.model, told)
     corpus = load_examples(
@@ -42,14 +45,15 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
         config.block_size,
         max_examples=args.max_examples,
         replay=base if args.replay else None,
-        replay_share=args.replay_share,
+        replay_share=share,
     )
     tokenizer = checkpoint.load_tokenizer(args.model)
     if tokenizer.definition() != corpus.tokenizer.definition():
         raise ValueError(f"{directory} has other tokens than {args.model}: prepare it with the model's --tokenizer")
     trained = model.config.n_parameters
     if args.lora_rank is not None:
-        trained = add_low_rank(model, args.lora_rank, args.lora_alpha, seed=config.seed)
+        alpha = LORA_ALPHA if args.lora_alpha is None else args.lora_alpha
+        trained = add_low_rank(model, args.lora_rank, alpha, seed=config.seed)
     counts, padding = corpus.info["examples"], tuning.padding(corpus, config)
     per_epoch = corpus.order(config).passes_per_epoch
     assert corpus.prompting is not None
@@ -59,7 +63,7 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
         f"{config.block_size} tokens {counts['cut']:,} are cut and {counts['left_away']:,} left away; template "
         f"{corpus.prompting.template}"
     )
-    replayed = f", {100 * args.replay_share:.0f} % of the loss is replay of {args.replay}" if args.replay else ""
+    replayed = f", {100 * share:.0f} % of the loss is replay of {args.replay}" if args.replay else ""
     say(f"{100 * padding:.1f} % of the rows is padding{replayed}; run in {run.path}")
     tuned = tuning.finetune(
         model,

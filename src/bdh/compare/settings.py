@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bdh.checks import check_one_text
 from bdh.config import TrainConfig, preset, train_preset
 
 EVALUATIONS = 20
@@ -54,6 +55,7 @@ class Settings:
     """Where runs, figures and report go; the same command there goes on with a comparison that was stopped."""
 
     def __post_init__(self) -> None:
+        check_one_text(self.data, self.dataset)
         if self.minutes is not None and self.max_steps is not None:
             raise ValueError("--minutes and --max-steps: expected one of them; leave the other away")
         if self.minutes is not None and not 0 < self.minutes < math.inf:

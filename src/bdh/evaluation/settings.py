@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bdh.checks import check_one_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -38,6 +40,7 @@ class Settings:
     """Of the needles."""
 
     def __post_init__(self) -> None:
+        check_one_text(self.data, self.dataset)
         if self.stream and (self.block_size is not None or self.stride is not None):
             raise ValueError("--stream has no windows: leave --block-size and --stride away")
         for name, least in (("block_size", 1), ("stride", 1), ("max_bytes", 2), ("seed", 0)):

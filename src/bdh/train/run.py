@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from bdh import checkpoint, files, manifest
 from bdh.train.loggers import Logger
@@ -191,8 +190,8 @@ class Run:
         """Say in one line what could not be written, why, and what is left."""
         try:
             yield
-        except (OSError, SafetensorError) as error:
-            why = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            why = error.strerror or str(error)
             raise SavingError(
                 f"{path} cannot be written ({why}): make room or give rights, then go on with --resume-from "
                 f"{self.path}; last good checkpoint: {self.last or 'none yet'}"
