@@ -34,7 +34,7 @@ def find(
     data: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Find the neurons that fire for a word, told apart from other words like it, and say what else they fire for.
+    """Find neurons that fire for a word, told apart from other words like it, and say what else they fire for.
 
     Args:
         model: run directory, checkpoint directory or .pt file.

@@ -142,7 +142,7 @@ def edit(
     json: bool = False,
     out: Path | None = None,
 ) -> int:
-    """Take bytes out of a memory, or scale synapses in it, and save it: bdh generate --state goes on from there.
+    """Take bytes out of a memory, or scale its synapses, and save it: bdh generate --state goes on from there.
 
     Args:
         model: run directory, checkpoint directory or .pt file.

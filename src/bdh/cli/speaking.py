@@ -146,7 +146,7 @@ def _turns() -> Iterator[str]:
 
 
 def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: Path | None = None) -> int:
-    """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code is run.
+    """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code runs.
 
     Args:
         source: the .pt file; or a checkpoint of bdh train --parallel fsdp, or its run directory.

@@ -3,22 +3,25 @@
 Shapes: B batch, T tokens of a window (`block_size`).
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bdh.data.shards import TokenShards
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is made: preparing text goes without torch, which takes a second
 
 NOT_SCORED = -100
 """A target that no loss counts."""
 
 Tokens = npt.NDArray[Any] | TokenShards
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
+def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
     """Draw the windows of one training step, uniformly and with replacement.
 
     The offsets are raw words of the Philox counter generator with key `seed` and counter `step`: the same on every
@@ -57,7 +60,7 @@ def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, blo
     return _gather(tokens, starts.astype(np.int64), block_size)
 
 
-def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = None) -> Batch:
+def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = None) -> tuple[Tensor, Tensor]:
     """Cut the split into windows that do not overlap, and take `max_windows` of them, evenly spread: for validation.
 
     The same windows every time. The last tokens that do not fill a window (fewer than `block_size + 1`) are not seen.
@@ -87,18 +90,21 @@ def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = 
     return _gather(tokens, starts, block_size)
 
 
-def scored_share(targets: torch.Tensor) -> float:
+def scored_share(targets: Tensor) -> float:
     """Return how many windows' worth of targets a loss counts, by which means over batches are to be weighted.
 
     Examples:
+        >>> import torch
         >>> scored_share(torch.tensor([[1, 2], [3, NOT_SCORED]]))
         1.5
     """
     return int((targets != NOT_SCORED).sum()) / targets.shape[1]
 
 
-def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> Batch:
+def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> tuple[Tensor, Tensor]:
     """Copy the windows out of the tokens: `starts (B,)` -> idx, targets `(B, T)`."""
+    import torch
+
     windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T+1)
     return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
 
