@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from bdh import BDH, BDHConfig, TrainConfig
+from bdh.config import Parallel
 from bdh.data import Corpus
 from bdh.train import Reporter, Run, fit, joined
 
@@ -46,11 +47,12 @@ def trained(
     train: dict[str, Any],
     spoil: str = "",
     patience: float = 60.0,
-    sharded: bool = False,
+    parallel: Parallel = "data",
+    ranks_per_model: int | None = None,
 ) -> tuple[int, str | None]:
     """Train on this rank, and return its steps and what interrupted it."""
     model = BDH.from_seed(BDHConfig.from_dict({**SHAPE, **shape}), 0)
-    with joined(patience, sharded=sharded) as world:
+    with joined(patience, parallel=parallel, ranks_per_model=ranks_per_model) as world:
         if spoil and world.rank == world.size - 1:
             model.edits = (lambda idx, state: Spoiled(spoil),)
         result = fit(model, corpus(), replace(TRAIN, **train), Run(path), quiet(), world=world)

@@ -17,6 +17,7 @@ from bdh.data.prepare import Settings, prepare
 from bdh.finetune import answers, base_text, bits_per_byte, padding
 from bdh.train import Run
 from bdh.train.reading import Reading
+from bdh.train.sharing import Copies
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue"}
 ASKS = ("Colour of {}?", "Which colour has {}?", "Say how {} looks.", "And {}?", "Please, {}?", "{}?")
@@ -162,7 +163,7 @@ def test_the_loss_of_a_step_is_that_of_answers_and_replay_by_their_shares(place:
     config = TrainConfig(block_size=96, batch_size=8, max_steps=1, warmup_steps=0)
     told, replayed = corpus.order(config).passes(5)
     expected = 0.75 * model(told.idx, told.targets)[1] + 0.25 * model(replayed.idx, replayed.targets)[1]
-    reading = Reading(model, corpus, config)
+    reading = Reading(Copies(model, config), corpus, config)
     assert sum(loss * weight for loss, weight in reading.losses(5, {})).item() == pytest.approx(expected.item())
     assert reading.tokens == 8 * told.idx.shape[1]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bdh.config import FINETUNING, PRETRAINING, BDHConfig, TrainConfig, preset, train_preset
+from bdh.config import FINETUNING, PRETRAINING, BDHConfig, Parallel, TrainConfig, preset, train_preset
 from bdh.data import Corpus, Template
 from bdh.data.corpora import prepared_vocabulary
 from bdh.train.run import read_facts
@@ -36,6 +36,15 @@ class Shape:
     """Train for this many times the length of the training text, instead of max_steps."""
     max_tokens: int | None = None
     """Train for this many tokens, rounded up to whole steps, instead of max_steps."""
+    parallel: Parallel = "data"
+    """What processes started by torchrun share out: rows of the batch; with fsdp also weights and moments, in pieces;
+    or with neurons the neurons, with their weights and memory."""
+    ranks_per_model: int | None = None
+    """With neurons: how many consecutive processes have one model together; by default all of them."""
+
+    def __post_init__(self) -> None:
+        if self.ranks_per_model is not None and self.parallel != "neurons":
+            raise ValueError("--ranks-per-model: expected --parallel neurons beside it; add that, or leave it away")
 
     @property
     def size_name(self) -> str:
@@ -74,8 +83,6 @@ class TrainArgs(Shape):
     """Run directory; by default runs/DATASET-SIZE, with the variant behind if it is not bdh."""
     resume_from: str | None = None
     """Go on from the newest checkpoint: of this run directory, or with auto of the out_dir if it has one."""
-    parallel: Literal["data", "fsdp"] = "data"
-    """What processes started by torchrun share out: rows of the batch, or with fsdp also weights and moments."""
     json: bool = False
     """Print the result as one JSON line; progress goes to stderr."""
     tensorboard: bool = False
@@ -107,8 +114,6 @@ class PlanArgs(Shape):
     """Compare the plan of this run directory with what was measured there; the run has all other settings."""
     devices: int = 1
     """Plan for so many equal devices: what each holds, and sends per step."""
-    parallel: Literal["data", "neurons", "fsdp"] = "data"
-    """What several devices share out: rows of the batch, neurons, or rows with weights in pieces."""
     calibrate: bool = True
     """Time some steps on this machine; --no-calibrate answers at once."""
     json: bool = False
@@ -202,6 +207,8 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         return TrainArgs(model=model, train=train_preset(size), model_size=size)
     if "tuned_from" in stored:
         raise ValueError(f"{named.run_dir} is a run of bdh finetune: go on with bdh finetune and --resume")
+    if "text" not in stored:
+        raise ValueError(f"{named.run_dir} was not begun by bdh train: go on with bdh.train.fit, which began it")
     text = stored["text"]
     return TrainArgs(
         model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),

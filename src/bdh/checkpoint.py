@@ -25,6 +25,8 @@ from bdh.files import replacing_directory, replacing_file
 from bdh.model import BDH, State
 
 WEIGHTS = "model.safetensors"
+SHARDS = ".metadata"
+"""Index of a checkpoint that ranks wrote their parts of, see `bdh.train.sharding`; it stands instead of weights."""
 CONFIG = "config.json"
 FORMAT = 1
 
@@ -138,6 +140,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
             check_types(types, {"F64", "F32", "F16", "BF16"}, weights)
             tensors = {name: file.get_tensor(name) for name in found}
     except FileNotFoundError:
+        if (directory / SHARDS).is_file():
+            raise CheckpointError(
+                f"{directory} is in parts: make a model of it by bdh convert, or go on by --parallel fsdp or neurons"
+            ) from None
         raise CheckpointError(f"{directory} has no {WEIGHTS}: expected a directory written by bdh.save") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights} cannot be read ({error}): it is damaged or cut off; use another") from None

@@ -32,6 +32,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Order = Literal["windows", "streams"]
 Bptt = Literal["window", "none"]
 Clip = Literal["norm", "adaptive"]
+Parallel = Literal["data", "fsdp", "neurons"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LevelsBackend = Literal["auto", "native", "tiled", "composed", "reference"]
 
@@ -322,8 +323,8 @@ class TrainConfig(Json):
             fail("compile", self.compile, "none beside batches=streams or bptt=none", "leave one away")
         if self.bptt == "none" and self.backend not in ("auto", "composed"):
             fail("backend", self.backend, "auto or composed, since bptt is none", "leave one of them away")
-        if self.batches == "streams" and self.backend in ("native", "tiled"):
-            fail("backend", self.backend, "auto, composed or reference: the others carry no memory", "leave it away")
+        if self.batches == "streams" and self.backend == "tiled":
+            fail("backend", self.backend, "another, since these levels carry no memory", "leave it away")
         if self.compile and self.backend not in ("auto", "composed"):
             fail("backend", self.backend, "auto or composed, since compile is on", "leave one of them away")
 

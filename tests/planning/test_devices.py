@@ -14,10 +14,10 @@ from rich.console import Console
 
 from bdh import BDH, BDHConfig, TrainConfig
 from bdh.cli import main
-from bdh.config import preset, train_preset
+from bdh.config import Parallel, preset, train_preset
 from bdh.data import Corpus
 from bdh.planning import Message, on_devices
-from bdh.train import NeuronShard, Reporter, Run, joined
+from bdh.train import Reporter, Run, joined
 from bdh.train.fit import Training
 from ranks import on_ranks
 
@@ -39,10 +39,10 @@ def counted() -> Iterator[list[tuple[int, int]]]:
         yield found
 
 
-def step_of_data(path: Path) -> list[tuple[int, int]]:
+def step_of(parallel: Parallel, ranks_per_model: int | None, path: Path) -> list[tuple[int, int]]:
     text = np.arange(2000, dtype=np.uint8)
     reporter = Reporter(Console(file=io.StringIO()))
-    with joined(30.0) as world:
+    with joined(30.0, parallel=parallel, ranks_per_model=ranks_per_model) as world:
         training = Training(BDH.from_seed(MODEL, 0), Corpus("all", text, text, {}), TRAIN, Run(path), reporter, world)
         with counted() as found:
             training._stop([])
@@ -50,30 +50,20 @@ def step_of_data(path: Path) -> list[tuple[int, int]]:
     return found
 
 
-def step_of_neurons() -> list[tuple[int, int]]:
-    with joined(30.0) as world:
-        shard = NeuronShard(MODEL, world)
-        idx = torch.zeros(TRAIN.batch_size, TRAIN.block_size, dtype=torch.int64)
-        with counted() as found:
-            for _ in range(TRAIN.grad_acc_steps):
-                shard(idx, idx)[1].backward()
-            shard.share_gradients()
-    return found
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_bytes_of_a_step_are_those_planned(tmp_path: Path, size: int) -> None:
-    for parallel in ("data", "neurons"):
-        planned: dict[int, int] = {}
-        for message in on_devices(MODEL, TRAIN, size, parallel).messages.values():
-            planned[message.ranks] = planned.get(message.ranks, 0) + message.payload_bytes
-        ranks = on_ranks(size, step_of_data, tmp_path) if parallel == "data" else on_ranks(size, step_of_neurons)
-        for found in ranks:
-            assert isinstance(found, list), found
-            summed: dict[int, int] = {}
-            for count, of in found:
-                summed[of] = summed.get(of, 0) + count
-            assert summed == planned, parallel
+@pytest.mark.parametrize(
+    ("size", "parallel", "each"),
+    [(2, "data", None), (4, "data", None), (2, "neurons", None), (4, "neurons", None), (4, "neurons", 2)],
+)
+def test_bytes_of_a_step_are_those_planned(tmp_path: Path, size: int, parallel: Parallel, each: int | None) -> None:
+    planned: dict[int, int] = {}
+    for message in on_devices(MODEL, TRAIN, size, parallel, each).messages.values():
+        planned[message.ranks] = planned.get(message.ranks, 0) + message.payload_bytes
+    for found in on_ranks(size, step_of, parallel, each, tmp_path):
+        assert isinstance(found, list), found
+        summed: dict[int, int] = {}
+        for count, of in found:
+            summed[of] = summed.get(of, 0) + count
+        assert summed == planned
 
 
 def test_what_neurons_tell_each_other_does_not_grow_with_them() -> None:
@@ -104,6 +94,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, code, expected in (
         (["--devices", "4", "--parallel", "neurons"], 0, "each of 4 devices holds (neurons shared out)"),
         (["--devices", "0"], 2, "devices=0: expected at least 2 to share a training"),
+        (
+            ["--devices", "4", "--parallel", "neurons", "--ranks-per-model", "3"],
+            2,
+            "ranks_per_model=3: expected 2 or more",
+        ),
+        (["--devices", "4", "--ranks-per-model", "2"], 2, "expected --parallel neurons beside it"),
         (["--devices", "3"], 2, "batch_size=8: expected a multiple of the 3 processes"),
     ):
         with pytest.raises(SystemExit) as end:

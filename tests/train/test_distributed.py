@@ -63,10 +63,10 @@ def test_a_nan_on_one_rank_stops_all(tmp_path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "patience", "sharded"), [("death", 60.0, False), ("death", 60.0, True), ("hang", 3.0, False)]
+    ("how", "patience", "parallel"), [("death", 60.0, "data"), ("death", 60.0, "fsdp"), ("hang", 3.0, "data")]
 )
-def test_a_rank_that_is_gone_is_noticed(tmp_path: Path, how: str, patience: float, sharded: bool) -> None:
-    found = on_ranks(2, trained, tmp_path / "run", {}, {}, how, patience, sharded, timeout=6)
+def test_a_rank_that_is_gone_is_noticed(tmp_path: Path, how: str, patience: float, parallel: str) -> None:
+    found = on_ranks(2, trained, tmp_path / "run", {}, {}, how, patience, parallel, timeout=6)
     assert found[1] is None
     assert found[0].startswith("LostRankError: rank 0 of 2: another process died or does not answer ("), found
     assert found[0].count("\n") == 0

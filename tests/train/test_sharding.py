@@ -17,7 +17,7 @@ from small_training import CURVE, SHAPE, curve, trained
 @pytest.mark.parametrize("train", [{"grad_acc_steps": 2}, {"batches": "streams"}], ids=["windows", "streams"])
 def test_the_curve_is_that_of_one_process(tmp_path: Path, train: dict[str, object]) -> None:
     trained(tmp_path / "one", {}, train)
-    assert on_ranks(2, trained, tmp_path / "all", {}, train, "", 60.0, True) == [(8, None)] * 2
+    assert on_ranks(2, trained, tmp_path / "all", {}, train, "", 60.0, "fsdp") == [(8, None)] * 2
     assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
 
 
@@ -25,8 +25,8 @@ def test_the_curve_is_that_of_one_process(tmp_path: Path, train: dict[str, objec
 def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Path, order: str) -> None:
     train = {"batches": order}
     trained(tmp_path / "one", {}, train)
-    assert on_ranks(2, trained, tmp_path / "all", {}, train, "stop", 60.0, True) == [(3, "SIGTERM")] * 2
-    assert on_ranks(4, trained, tmp_path / "all", {}, train, "", 60.0, True) == [(8, None)] * 4
+    assert on_ranks(2, trained, tmp_path / "all", {}, train, "stop", 60.0, "fsdp") == [(3, "SIGTERM")] * 2
+    assert on_ranks(4, trained, tmp_path / "all", {}, train, "", 60.0, "fsdp") == [(8, None)] * 4
     assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
     with pytest.raises(SystemExit) as end:
         main(["convert", str(tmp_path / "all"), str(tmp_path / "model")])
@@ -38,7 +38,7 @@ def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Pat
 
 
 def test_a_nan_in_the_gradient_of_one_rank_stops_all(tmp_path: Path) -> None:
-    found = on_ranks(2, trained, tmp_path, {}, {"save_every": 1}, "gradient", 60.0, True)
+    found = on_ranks(2, trained, tmp_path, {}, {"save_every": 1}, "gradient", 60.0, "fsdp")
     assert all(text.startswith("NonFiniteError: step 2: ") and "gradient norm nan: " in text for text in found), found
 
 
@@ -51,5 +51,5 @@ def test_the_index_of_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 def test_what_needs_whole_tensors_is_refused(tmp_path: Path) -> None:
     for shape, train in (({"variant": "hatching"}, {}), ({}, {"clip": "adaptive"})):
-        found = on_ranks(2, trained, tmp_path, shape, train, "", 60.0, True)
+        found = on_ranks(2, trained, tmp_path, shape, train, "", 60.0, "fsdp")
         assert all(text.startswith("ValueError: parallel=fsdp: expected") for text in found), found

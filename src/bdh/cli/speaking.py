@@ -149,7 +149,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
     """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code runs.
 
     Args:
-        source: the .pt file; or a checkpoint of bdh train --parallel fsdp, or its run directory.
+        source: the .pt file; or a checkpoint of bdh train --parallel fsdp or neurons, or its run directory.
         out: directory to write.
         n_layer: number of levels, when the file does not say.
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
@@ -160,7 +160,9 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
 
         directory = checkpoint.resolve(source)
         if not sharding.is_sharded(directory):
-            raise ValueError(f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp")
+            raise ValueError(
+                f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp or neurons"
+            )
         model, words = sharding.merge(directory), words or checkpoint.load_tokenizer(directory)
     else:
         model = import_checkpoint(source, n_layer=n_layer)

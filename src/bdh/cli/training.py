@@ -27,7 +27,7 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh train ...
     """
-    with joined(sharded=args.parallel == "fsdp") as world:
+    with joined(parallel=args.parallel, ranks_per_model=args.ranks_per_model) as world:
         try:
             return _train(args, world)
         except NonFiniteError:
@@ -51,8 +51,10 @@ def _train(args: TrainArgs, world: World) -> int:
     data = str(args.data.resolve()) if args.data else corpus.info.get("prepared")
     where = {"dataset": args.dataset, "data": data}
     planned = planning.make(args.model, config).to_dict()
-    facts = {"model_size": args.model_size, "text": where, "plan": planned}
+    facts = {"model_size": args.model_size, "text": where, "plan": planned, "processes": world.size}
     run.loggers = _loggers(args, say) if world.first else ()
+    if world.size == 1 and args.parallel != "data":
+        say(f"one process alone shares nothing out: --parallel {args.parallel} is for those that torchrun starts")
     with contextlib.ExitStack() as stack:
         for logger in run.loggers:
             stack.callback(logger.close)
@@ -116,7 +118,7 @@ def plan(args: Annotated[PlanArgs, FLAT]) -> int:
     say = functools.partial(errors.print, markup=False, soft_wrap=True)
     train = args.training(lambda: load_corpus(args.dataset, data=args.data, progress=say))
     if args.devices != 1:
-        each = planning.on_devices(args.model, train, args.devices, args.parallel)
+        each = planning.on_devices(args.model, train, args.devices, args.parallel, args.ranks_per_model)
         if args.json:
             print(json_text({"devices": each.to_dict()}))
         else:

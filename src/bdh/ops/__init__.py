@@ -20,6 +20,7 @@ from bdh.ops.leaky import leaky_integrate
 from bdh.ops.lif import spiking_step
 from bdh.ops.native import FadingStep, Precision, SpikingStep, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
+from bdh.ops.native_levels import Memory, levels_from
 from bdh.ops.parallel import product
 from bdh.ops.rotary import frequencies, rotate, rotation
 from bdh.ops.surrogate import spike_function
@@ -28,6 +29,7 @@ __all__ = [
     "FadingStep",
     "LevelsBackend",
     "LevelsPath",
+    "Memory",
     "Precision",
     "SpikingStep",
     "StepWeights",
@@ -36,6 +38,7 @@ __all__ = [
     "leaky_integrate",
     "levels",
     "levels_backend",
+    "levels_from",
     "levels_path",
     "lif_scan",
     "linear_attention",
@@ -88,8 +91,9 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
 
 
 def linear_attention(
-    q: Tensor, v: Tensor, rho: Tensor | None = None, *, backend: Backend = "auto", owns_rho: bool = False
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, v: Tensor, rho: Tensor | None = None, *, backend: Backend = "auto", owns_rho: bool = False,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Causal linear attention with its state.
 
         a_t = q_t rho_{t-1},    rho_t = rho_{t-1} + q_t^T v_t        (paper, Eq. 8; rho in the rotated frame)
@@ -100,6 +104,7 @@ def linear_attention(
         rho: (B, H, K, D) state; None is zero.
         backend: "auto" picks by length; "dense" has no state and is refused.
         owns_rho: the caller gives its state away, so its memory may be written to. Otherwise it is not touched.
+        fresh: (B, T) tokens with which a text begins: these and those behind them see nothing before. None: no such.
 
     Returns:
         a (B, H, T, D) in the dtype of `q`, and the new state (B, H, K, D). All is computed in float32 at least, under
@@ -115,12 +120,12 @@ def linear_attention(
         args = q.to(wide), v.to(wide)
         before = None if rho is None else rho.to(wide)
         if backend == "reference" and _is_through_time():
-            a, after = reference.linear_attention(*args, before)
-        elif q.shape[2] == 1 and before is not None:
+            a, after = reference.linear_attention(*args, before, fresh)
+        elif q.shape[2] == 1 and before is not None and fresh is None:
             a, after = parallel.step(*args, before, owns_rho=owns_rho)
         else:
             values, keys = _written(*args)
-            a, after = parallel.chunked(args[0], values, before, keys, owns_rho=owns_rho)
+            a, after = parallel.chunked(args[0], values, before, keys, owns_rho=owns_rho, fresh=fresh)
     return a.to(q.dtype), after.to(stored)
 
 

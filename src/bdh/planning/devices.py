@@ -6,15 +6,13 @@ Shapes: P parameters, W devices, B rows of a pass on all of them, T tokens, L le
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from bdh.config import BDHConfig, TrainConfig
+from bdh.config import BDHConfig, Parallel, TrainConfig
 from bdh.planning.activations import WIDE
 from bdh.planning.planner import Plan, make
 from bdh.train import World, pick_device, pick_dtype
 from bdh.train.neurons import Share
-
-Parallel = Literal["data", "neurons", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -65,20 +63,24 @@ class DevicePlan:
         return asdict(self) | {"messages": messages, "peak_bytes": self.peak_bytes, "sent_bytes": self.sent_bytes}
 
 
-def on_devices(model: BDHConfig, train: TrainConfig, devices: int, parallel: Parallel) -> DevicePlan:
+def on_devices(
+    model: BDHConfig, train: TrainConfig, devices: int, parallel: Parallel, ranks_per_model: int | None = None
+) -> DevicePlan:
     """Plan a training on several equal devices.
 
         data      weights, gradients and moments whole on each, B/W rows    4 P summed per step
         fsdp      these cut to P/W, gathered whole for each pass, B/W rows  4 P gathered, 4 P summed in parts, per pass
-        neurons   the maps, the activity and the state cut along n, B rows  (B, T, D) summed per level and pass, there
-                                                                            and back, again where heads are cut, and
-                                                                            8 V D per step
+        neurons   the maps, the activity and the state cut along n over    (B', T, D) summed per level and pass, there
+                  w devices, B' = B w/W rows                                and back, again where heads are cut, and
+                                                                            8 V D per step, all among w; what a device
+                                                                            holds of P summed among W/w
 
     Args:
         model: shape of the model.
         train: batches and precision; `batch_size` is that of all devices together.
         devices: W, 2 or more.
         parallel: what is shared out.
+        ranks_per_model: w, with neurons; None: all.
 
     Raises:
         ValueError: rows or neurons cannot be shared out evenly.
@@ -91,11 +93,12 @@ def on_devices(model: BDHConfig, train: TrainConfig, devices: int, parallel: Par
     """
     if devices < 2:
         raise ValueError(f"devices={devices}: expected at least 2 to share a training")
-    world = World(0, devices)
+    each = ranks_per_model or devices
     if parallel == "neurons":
-        return _neurons(model, train, Share(model, world))
-    here = world.rows(train.batch_size)
-    own = make(model, replace(train, batch_size=here.stop - here.start))
+        if each < 2 or devices % each:
+            raise ValueError(f"ranks_per_model={each}: expected 2 or more that divide the {devices} devices")
+        return _neurons(model, _rows_of(train, devices // each), Share(model, World(0, each)), devices // each)
+    own = make(model, _rows_of(train, devices))
     P = WIDE * own.n_parameters
     kept = _kept(own)
     if parallel == "data":
@@ -120,19 +123,31 @@ def on_devices(model: BDHConfig, train: TrainConfig, devices: int, parallel: Par
     return DevicePlan(devices, parallel, held, own.state_bytes, messages)
 
 
-def _neurons(model: BDHConfig, train: TrainConfig, share: Share) -> DevicePlan:
+def _neurons(model: BDHConfig, train: TrainConfig, share: Share, models: int) -> DevicePlan:
     own = make(share.local, replace(train, backend="composed"))
-    P, devices = WIDE * own.n_parameters, share.world.size
+    P, ranks = WIDE * own.n_parameters, share.world.size
+    devices = ranks * models
     dtype = pick_dtype(train.dtype, pick_device(train.device))
     vocabulary = 2 * WIDE * model.vocab_size * model.n_embd
-    held = {"weights": P, "gradients": P, "moments": 2 * P, "message": vocabulary, "activations": _kept(own)}
-    width = min(WIDE, dtype.itemsize) * train.batch_size * train.block_size * model.n_embd  # (B, T, D)
+    message = vocabulary if models == 1 else P
+    held = {"weights": P, "gradients": P, "moments": 2 * P, "message": message, "activations": _kept(own)}
+    width = min(WIDE, dtype.itemsize) * train.batch_size * train.block_size * model.n_embd  # (B', T, D)
     there_and_back = 2 * train.grad_acc_steps * model.n_layer * width
-    messages = {"write": Message(there_and_back, devices, 2)}
+    messages = {"write": Message(there_and_back, ranks, 2)}
     if share.ranks_per_head > 1:
         messages["read"] = Message(there_and_back, share.ranks_per_head, 2)
-    messages["embedding and readout"] = Message(vocabulary, devices, 2)
+    messages["embedding and readout"] = Message(vocabulary, ranks, 2)
+    messages["norm"] = Message(WIDE, ranks, 2)
+    if models > 1:
+        messages["gradients and loss"] = Message(P + WIDE, models, 2)
+    messages["marks and stop"] = Message(WIDE * devices + 8, devices, 2)
     return DevicePlan(devices, "neurons", held, own.state_bytes, messages)
+
+
+def _rows_of(train: TrainConfig, ranks: int) -> TrainConfig:
+    """Return the training that one of so many ranks sees that share rows out."""
+    here = World(0, ranks).rows(train.batch_size)
+    return replace(train, batch_size=here.stop - here.start)
 
 
 def _kept(own: Plan) -> int:

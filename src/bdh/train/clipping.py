@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -14,15 +13,21 @@ FLOOR = 1e-3
 """Least weight norm of a unit, so that weights which are still zero can grow."""
 
 
-def clip_gradients(parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> Tensor:
-    """Clip gradients as configured, and return the norm of all of them before."""
+def clip_gradients(parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig, norm: Tensor) -> None:
+    """Clip gradients as configured.
+
+    Args:
+        parameters: by name.
+        config: how.
+        norm: of all gradients together.
+    """
     named = list(parameters)
+    if not config.grad_clip:
+        return
     if config.clip == "norm":
-        return torch.nn.utils.clip_grad_norm_([p for _, p in named], config.grad_clip or math.inf)
-    norm = torch.nn.utils.get_total_norm([p.grad for _, p in named if p.grad is not None])
-    if config.grad_clip:
+        torch.nn.utils.clip_grads_with_norm_([p for _, p in named], config.grad_clip, norm)
+    else:
         clip_adaptively(named, config.grad_clip)
-    return norm
 
 
 @torch.no_grad()

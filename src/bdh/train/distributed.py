@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from bdh.config import Parallel
 
 PATIENCE = 600.0
 """Seconds that a rank waits for the others: longer than rank 0 takes to save or to write a sample."""
@@ -39,8 +42,12 @@ class World:
     """Number of this process, from 0."""
     size: int = 1
     """How many there are."""
-    sharded: bool = False
-    """Whether each holds a part of the weights, gradients and moments (FSDP) instead of a copy of all."""
+    parallel: Parallel = "data"
+    """What they share out, see `bdh.train.sharing`."""
+    ranks_per_model: int | None = None
+    """With neurons: how many consecutive ranks have a model together; None: all."""
+    group: Any = None
+    """Of torch.distributed; None: all that torchrun has started."""
 
     @property
     def first(self) -> bool:
@@ -60,15 +67,39 @@ class World:
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
+    def split(self, inner: int) -> tuple[World, World]:
+        """Return the processes at the same place of each run of `inner` ranks, and those of the run that this is in.
+
+        All ranks call it together.
+
+        Raises:
+            ValueError: the runs are not of one length.
+        """
+        if inner < 1 or self.size % inner:
+            raise ValueError(f"groups of {inner} processes: expected a divisor of the {self.size} that were started")
+        if inner in (1, self.size):
+            alone = replace(self, rank=0, size=1)
+            return (self, alone) if inner == 1 else (alone, self)
+        place, run = self.rank % inner, self.rank // inner
+        return self._among(range(place, self.size, inner)), self._among(range(run * inner, (run + 1) * inner))
+
+    def _among(self, ranks: range) -> World:
+        everywhere = dist.get_process_group_ranks(self.group)
+        group = dist.new_group([everywhere[rank] for rank in ranks], use_local_synchronization=True)
+        return replace(self, rank=ranks.index(self.rank), size=len(ranks), group=group)
+
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in place; one message per type."""
         if self.size == 1:
             return
         for _, same in groupby(sorted(tensors, key=lambda t: str(t.dtype)), key=lambda t: t.dtype):
             parts = list(same)
-            flat = torch.cat([part.flatten() for part in parts])
+            if len(parts) == 1 and parts[0].is_contiguous():
+                flat = parts[0].detach().view(-1)  # most of what ranks tell each other inside a pass: no copy
+            else:
+                flat = torch.cat([part.flatten() for part in parts])
             with self.together():
-                dist.all_reduce(flat)
+                dist.all_reduce(flat, group=self.group)
             for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
                 part.copy_(total.view_as(part))
 
@@ -78,17 +109,17 @@ class World:
             return number
         found = torch.tensor(number)
         with self.together():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return int(found)
 
-    def all_rows(self, part: Tensor) -> Tensor:
-        """Return the rows of all ranks, in their order, from the part of each."""
+    def joined(self, part: Tensor, dim: int = 0) -> Tensor:
+        """Return the parts of all ranks one behind the other, in their order."""
         if self.size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.size)]
         with self.together():
-            dist.all_gather(parts, part.contiguous())
-        return torch.cat(parts)
+            dist.all_gather(parts, part.contiguous(), group=self.group)
+        return torch.cat(parts, dim)
 
     def wait(self) -> None:
         """Go on when all ranks have come here."""
@@ -120,14 +151,17 @@ ALONE = World()
 
 
 @contextmanager
-def joined(patience: float = PATIENCE, *, sharded: bool = False) -> Iterator[World]:
+def joined(
+    patience: float = PATIENCE, *, parallel: Parallel = "data", ranks_per_model: int | None = None
+) -> Iterator[World]:
     """Join the processes that torchrun has started, and leave them at the end; without torchrun, be alone.
 
     They talk through gloo between CPUs and NCCL between GPUs, of which each process takes its own.
 
     Args:
         patience: seconds after which a rank that does not answer counts as lost.
-        sharded: see `World`; alone there is nothing to share.
+        parallel: see `World`; alone there is nothing to share.
+        ranks_per_model: see `World`.
 
     Raises:
         LostRankError: they did not find each other.
@@ -135,7 +169,7 @@ def joined(patience: float = PATIENCE, *, sharded: bool = False) -> Iterator[Wor
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), sharded)
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), parallel, ranks_per_model)
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -30,6 +30,7 @@ from bdh.train.run import Run
 from bdh.train.saving import Background, Snapshot, restore, restore_states
 from bdh.train.schedule import learning_rate
 from bdh.train.setup import make_optimizer, pick_device, pick_dtype
+from bdh.train.sharing import SHARINGS
 from bdh.train.stopping import stop_requests
 from bdh.train.validation import DENSITY_WINDOWS, activity, validation_loss
 
@@ -74,7 +75,7 @@ def fit(
     same `batch_size` rows alone, if there is no dropout: each draws its own.
 
     Args:
-        model: trained in place.
+        model: trained in place; if ranks have parts of it, checkpoints alone have what was learned.
         corpus: text; each split must hold at least one window.
         config: batches, optimiser, schedule.
         run: where metrics and checkpoints go.
@@ -97,7 +98,7 @@ def fit(
     training.world.wait()
     # only now is it known that the run may go on with these settings
     if training.world.first:
-        run.describe(model=model.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
+        run.describe(model=training.sharing.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
     with training.world.together():  # a sharded model speaks with the other ranks in every pass
         return training.fit()
 
@@ -128,25 +129,24 @@ class Training:
             )
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
-        self.model, self.corpus, self.config, self.run, self.reporter = model, corpus, config, run, reporter
+        self.corpus, self.config, self.run, self.reporter = corpus, config, run, reporter
         self.world = world
-        model.to(self.device)
-        shape, tokens = model.config, config.batch_size // self.world.size * config.block_size
+        self.sharing = SHARINGS[world.parallel](model, config, world, self.device)
+        self.model = model = self.sharing.model
+        shape, tokens = model.config, config.batch_size // self.sharing.rows.size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
-        if config.bptt == "none" or config.batches == "streams":
-            path = "PyTorch operations (no other path carries a memory or cuts gradients)"
+        if config.bptt == "none" or (config.batches == "streams" and not path.startswith("native")):
+            path = "PyTorch operations (no other path here carries a memory or cuts gradients)"
         if not shape.released:
             path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"
+        if self.sharing.neurons.size > 1:
+            path = f"PyTorch operations (neurons are shared out over {self.sharing.neurons.size} processes)"
         self.path = "torch.compile" if config.compile else path
         self.activity = ActivityLosses(shape, config)
-        if self.world.sharded:
-            from bdh.train import sharding  # half a second of imports
-
-            sharding.shard(model, config, self.world)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.reading = Reading(model, corpus, config, self.world)
+        self.reading = Reading(self.sharing, corpus, config)
         # the text itself counts on resume, not the name of the place it was read from
         self.text_hashes = list(corpus.hashes)
         self.val = corpus.validation_windows(config.block_size, config.eval_windows)
@@ -220,30 +220,19 @@ class Training:
             for loss, weight in self.reading.losses(self.step, tap):
                 # the way back is not under autocast: it takes the types of the way there
                 with torch.autocast(self.device.type, enabled=False):
-                    self.scaler.scale((loss + self.activity.total()) * weight).backward()
+                    self.scaler.scale((loss + self.activity.take()) * weight).backward()
                 total += loss.detach() * weight
-        self._add_up(total)
+        if self.world.size > 1:
+            self.unsound = self.sharing.add_up(total)
         return total
-
-    def _add_up(self, total: Tensor) -> None:
-        """Replace gradients, loss and what slow parts observed by the sums over the processes."""
-        if self.world.size == 1:
-            return
-        # sharded ones are added up as they are made
-        gradients = [] if self.world.sharded else [p.grad for p in self.model.parameters() if p.grad is not None]
-        sound = total.isfinite() & torch.nn.utils.get_total_norm(gradients).isfinite()
-        self.unsound = total.new_zeros(self.world.size)
-        self.unsound[self.world.rank] = ~sound
-        self.world.add_up([*gradients, total, self.unsound, *self.model.parts.observed()])
 
     def update(self, total: Tensor) -> Tensor:
         """Move the weights by the gradients of a step, and return the norm of these before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.named_parameters(), self.config)
-        if self.world.sharded:
-            norm = norm.full_tensor()  # type: ignore[attr-defined]
+        norm = self.sharing.norm()
+        clip_gradients(self.model.named_parameters(), self.config, norm)
         # float16 overflows now and then by design: the scaler skips such a step and lowers its factor
         gradient_ok = bool(norm.isfinite()) or self.scaler.is_enabled()
         if not (bool(total.isfinite()) and gradient_ok):
@@ -271,14 +260,17 @@ class Training:
         """Measure on the fixed windows, and return whether the loss is the best so far."""
         self.model.eval()
         with self._autocast():
-            self.val_loss = validation_loss(self.model, *self.val, at_once=self.config.batch_size, world=self.world)
+            self.val_loss = validation_loss(
+                self.model, *self.val, at_once=self.config.batch_size, world=self.sharing.rows
+            )
         if not math.isfinite(self.val_loss):
             self.saving.wait()
             kept = self.run.last or "none yet"
             raise NonFiniteError(f"step {self.step}: validation loss {self.val_loss}; last good checkpoint: {kept}")
         improved = self.val_loss < self.best
         self.best = min(self.best, self.val_loss)
-        active = activity(self.model, self.val[0]) if self.world.first or self.world.sharded else {}
+        everyone = self.world.first or self.sharing.in_parts
+        active = activity(self.model, self.val[0], self.sharing.neurons) if everyone else {}
         if not self.world.first:
             return improved
         record = {
@@ -329,11 +321,11 @@ class Training:
             "asked": self.corpus.prompting,
             "states": tuple(self.reading.remembered()),
         }
-        if self.world.sharded:
-            from bdh.train import sharding
+        if self.sharing.in_parts:
+            from bdh.train import sharding  # half a second of imports
 
-            rest = Snapshot(self.model.config, weights={}, moments={}, progress=progress, **about)
-            sharding.save(self.run, rest, self.model, self.optimizer, self.world)
+            rest = Snapshot(self.sharing.config, weights={}, moments={}, progress=progress, **about)
+            sharding.save(self.run, rest, self.sharing.tensors(self.optimizer), self.world)
         elif self.world.first:
             with returning_freed_memory():
                 snapshot = Snapshot.take(self.model, self.optimizer, progress, **about)
@@ -341,10 +333,10 @@ class Training:
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
-        if self.world.sharded:
+        if self.sharing.in_parts:
             from bdh.train import sharding
 
-            progress = sharding.restore(directory, self.model, self.optimizer)
+            progress = sharding.restore(directory, self.sharing, self.optimizer)
         else:
             progress = restore(directory, self.model, self.optimizer)
         if progress["corpus"] != self.text_hashes:
@@ -363,8 +355,8 @@ class Training:
         self.saved_step, self.saved_best = self.step, progress["best"]
 
     def _add_sample(self) -> None:
-        # all ranks of a sharded model make the same one together
-        text = self._sample() if self.world.first or self.world.sharded else ""
+        # ranks that have a model together make the same one
+        text = self._sample() if self.world.first or self.sharing.in_parts else ""
         if self.world.first:
             self.run.add_sample(self.step, text)
 

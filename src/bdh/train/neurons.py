@@ -18,13 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from bdh import ops
 from bdh.config import BDHConfig
 from bdh.model import BDH, State, Tap
 from bdh.train.distributed import World
+
+MAPS = ("encoder", "encoder_v", "decoder")
+"""What is cut; embedding and readout are on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,7 @@ class NeuronShard(BDH):
         super().__init__(self.share.local)
         self.told: Counter[str] = Counter()
         """Bytes of what was summed over ranks, by name: read, write, and their gradients."""
-        each = self.share.ranks_per_head
-        groups = [dist.new_group(list(range(first, first + each))) for first in range(0, world.size, each)]
-        self._head = groups[world.rank // each]
+        self._across, self._head = world.split(self.share.ranks_per_head)
         # an edit, so that no path is taken that computes whole levels
         self.edits = (self._sum_reads,)
 
@@ -136,6 +136,7 @@ class NeuronShard(BDH):
         """Return this rank's part of a model that all ranks have."""
         shard = cls(model.config, world).to(model.encoder.device, model.encoder.dtype)
         shard.load_state_dict(shard.share.cut(model.state_dict()))
+        shard.edits += model.edits
         return shard.train(model.training)
 
     def share_gradients(self) -> None:
@@ -144,8 +145,12 @@ class NeuronShard(BDH):
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= self.world.size
-            common = (self.embed.weight.grad, self.lm_head.grad)
-            self.world.add_up([gradient for gradient in common if gradient is not None])
+            common = [p.grad for name, p in self.named_parameters() if name not in MAPS and p.grad is not None]
+            self.world.add_up(common)
+
+    def whole_state(self, state: State) -> State:
+        """Return the memory of the whole model from the parts of all ranks, which call this together."""
+        return state.each(lambda rho: self._across.joined(self._head.joined(rho, dim=2), dim=1))
 
     def _turn(self, position: int, tokens: int) -> Tensor:
         whole = ops.rotation(self.share.config.neurons_per_head, position, tokens, like=self.encoder)
@@ -153,17 +158,18 @@ class NeuronShard(BDH):
         return whole[:, pairs.start // 2 : pairs.stop // 2]
 
     def _write(self, xy: Tensor) -> Tensor:
-        return self._sum("write", super()._write(xy), None)
+        return self._sum("write", super()._write(xy), self.world)
 
     def _sum_reads(self, idx: Tensor, state: State | None) -> Tap:
         def tap(name: str, tensor: Tensor) -> Tensor:
-            inside = name.endswith(".attn_out") and self.share.ranks_per_head > 1
-            return self._sum("read", tensor, self._head) if inside else tensor
+            return self._sum("read", tensor, self._head) if name.endswith(".attn_out") else tensor
 
         return tap
 
-    def _sum(self, name: str, part: Tensor, group: Any) -> Tensor:
-        total: Tensor = _Sum.apply(part, group, self, name)  # type: ignore[no-untyped-call]
+    def _sum(self, name: str, part: Tensor, world: World) -> Tensor:
+        if world.size == 1:
+            return part
+        total: Tensor = _Sum.apply(part, world, self.told, name)  # type: ignore[no-untyped-call]
         return total
 
 
@@ -171,19 +177,18 @@ class _Sum(torch.autograd.Function):
     """Sum over ranks; of a sum of the ranks' losses, the gradient is the sum of the ranks' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Any, shard: NeuronShard, name: str) -> Tensor:
-        ctx.to_sum = group, shard, name
-        return _summed(part, *ctx.to_sum)
+    def forward(ctx: Any, part: Tensor, *to_sum: Any) -> Tensor:
+        ctx.to_sum = to_sum
+        return _summed(part, *to_sum)
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        group, shard, name = ctx.to_sum
-        return _summed(gradient[0], group, shard, f"{name} gradient"), None, None, None
+        world, told, name = ctx.to_sum
+        return _summed(gradient[0], world, told, f"{name} gradient"), None, None, None
 
 
-def _summed(part: Tensor, group: Any, shard: NeuronShard, name: str) -> Tensor:
+def _summed(part: Tensor, world: World, told: Counter[str], name: str) -> Tensor:
     total = part.clone(memory_format=torch.contiguous_format)
-    shard.told[name] += total.nbytes
-    with shard.world.together():
-        dist.all_reduce(total, group=group)
+    told[name] += total.nbytes
+    world.add_up([total])
     return total

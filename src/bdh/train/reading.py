@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from bdh import ops
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import Batch, Corpus
 from bdh.data.streams import NOT_SCORED
-from bdh.model import BDH, State, cross_entropy
-from bdh.train.distributed import ALONE, World
+from bdh.model import State, cross_entropy
+from bdh.train.sharing import Copies
 
 
 def check_reading(model: BDHConfig, config: TrainConfig) -> None:
@@ -39,22 +40,21 @@ class Reading:
     """The passes of each step with their losses; with streams also the memory of every row.
 
     Args:
-        model: what reads.
+        sharing: the model that reads, and which rows it reads here.
         corpus: its training split is read.
         config: order and shape of the batches.
-        world: of whose rows some are read here.
     """
 
-    def __init__(self, model: BDH, corpus: Corpus, config: TrainConfig, world: World = ALONE) -> None:
-        check_reading(model.config, config)
-        self.model, self.config, self.world = model, config, world
-        self._rows = world.rows(config.batch_size)
+    def __init__(self, sharing: Copies, corpus: Corpus, config: TrainConfig) -> None:
+        check_reading(sharing.config, config)
+        self.sharing, self.model, self.config = sharing, sharing.model, config
+        self._rows = sharing.rows.rows(config.batch_size)
         self.order = corpus.order(config)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass that are read here, after the last step; None before and where none is carried."""
         self.tokens = 0
         """Read so far by all ranks, padding included."""
-        self._loss_of: Any = torch.compile(model) if config.compile else model
+        self._loss_of: Any = torch.compile(self.model) if config.compile else self.model
 
     def first(self) -> Tensor:
         """Return the tokens of the first pass, (B, T), those of all ranks."""
@@ -68,16 +68,17 @@ class Reading:
         for number, batch in enumerate(batches):
             weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
             here = batch.rows(self._rows)
+            # never nothing, of which there is no mean: every row of every order has a target
             share = int((here.targets != NOT_SCORED).sum()) / scored[number]
             yield self._loss(number, here, tap), weight * share
 
     def remembered(self) -> list[State | None]:
         """Return what the rows of all ranks remember, by pass."""
-        return [None if state is None else state.each(self.world.all_rows) for state in self.states]
+        return [None if state is None else self.sharing.whole(state) for state in self.states]
 
     def remember(self, states: list[State | None]) -> None:
         """Take over what the rows of all ranks remember, by pass."""
-        self.states = [None if state is None else state.rows(self._rows) for state in states]
+        self.states = [None if state is None else self.sharing.part(state, self.config.batch_size) for state in states]
 
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device
@@ -93,10 +94,28 @@ class Reading:
             loss: Tensor = self._loss_of(idx, targets, **tap)[1]
             return loss
         state = self.states[number]
-        if state is not None:
-            empty = self.model.parts.silence(len(idx), state.position)
-            levels = [{name: part.to(idx.device) for name, part in empty.items()}] * self.model.config.n_layer
-            state = state.where(fresh.to(idx.device), State.of_levels(levels, state.position))
-        logits, after = self.model.advance(idx, state, **tap)
+        if self.model.parts.forgets:
+            begins = fresh.to(idx.device) if bool(fresh.any()) else None
+            logits, after = self.model.advance(idx, state, constant=True, fresh=begins, **tap)
+        else:
+            logits, after = self._in_pieces(idx, state, fresh, tap)
         self.states[number] = after.detach()
         return cross_entropy(logits, targets)
+
+    def _in_pieces(self, idx: Tensor, state: State | None, fresh: Tensor, tap: dict[str, Any]) -> tuple[Tensor, State]:
+        """Read from one beginning of a text to the next one, of whichever row; between, that row falls silent.
+
+        Exact for every mechanism, and slow where many texts begin.
+        """
+        cuts = sorted({0, *fresh.any(0).nonzero().flatten().tolist(), idx.shape[1]})
+        logits = []
+        for start, stop in pairwise(cuts):
+            begins = fresh[:, start].to(idx.device)
+            if state is not None and bool(begins.any()):
+                empty = self.model.parts.silence(len(idx), state.position)
+                levels = [{name: part.to(idx.device) for name, part in empty.items()}] * self.model.config.n_layer
+                state = state.where(begins, State.of_levels(levels, state.position))
+            part, state = self.model.advance(idx[:, start:stop], state, **tap)
+            logits.append(part)
+        assert state is not None
+        return torch.cat(logits, 1), state

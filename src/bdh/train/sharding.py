@@ -1,10 +1,8 @@
-"""Weights, gradients and moments cut over the ranks (FSDP2), and checkpoints that each rank writes its part of.
-
-Between steps a rank holds 1/W of everything; for a pass the weights are gathered whole. All levels share these, so
-there is one piece to gather, where a transformer has one per layer: what is saved are moments and gradients.
+"""Checkpoints that each rank writes its part of.
 
 A sharded checkpoint is a directory of torch.distributed.checkpoint, with config.json, progress.json and the tokenizer
-beside; `merge` makes a model of it. It does not depend on the number of ranks that wrote it.
+beside; `merge` makes a model of it. It does not depend on the number of ranks that wrote it, nor on how they shared
+the model out.
 """
 
 from __future__ import annotations
@@ -22,20 +20,17 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from bdh import checkpoint, files
-from bdh.checkpoint import CheckpointError
-from bdh.config import BDHConfig, TrainConfig
+from bdh.checkpoint import SHARDS, CheckpointError
+from bdh.config import BDHConfig
 from bdh.model import BDH
 from bdh.train import manifest
 from bdh.train.distributed import World
 from bdh.train.run import Run
 from bdh.train.saving import PROGRESS, PROGRESS_KEYS, Snapshot
+from bdh.train.sharing import Copies
 
-METADATA = ".metadata"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _KNOWN = {
     ("pathlib", "PosixPath"),
     ("pathlib._local", "PosixPath"),
@@ -54,33 +49,13 @@ _KNOWN = {
 }  # fmt: skip
 
 
-def shard(model: BDH, train: TrainConfig, world: World) -> None:
-    """Cut the weights of a model over the ranks, in place; its passes and gradients stay what they were.
-
-    Raises:
-        ValueError: the model or the training needs whole tensors.
-    """
-    c = model.config
-    if not c.released or c.dale.on or c.scale_free.on:
-        raise ValueError("parallel=fsdp: expected variant bdh, since mechanisms change whole weights; use data")
-    if train.clip != "norm" or train.compile:
-        raise ValueError("parallel=fsdp: expected clip=norm and no compile, which takes whole tensors; use data")
-    fully_shard(model, mesh=init_device_mesh(model.encoder.device.type, (world.size,)))
-    assert isinstance(model, FSDPModule)
-    # losses are weighted already: their gradients are to be added, by the one kind of sum that gloo has
-    model.set_gradient_divide_factor(1.0)
-    model.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "advance")
-
-
-def save(run: Run, snapshot: Snapshot, model: BDH, optimizer: torch.optim.Optimizer, world: World) -> None:
+def save(run: Run, snapshot: Snapshot, tensors: dict[str, Tensor], world: World) -> None:
     """Write a sharded checkpoint, each rank its part; all ranks call this together and see the same directory.
 
     Args:
         run: where to.
         snapshot: all but weights and moments.
-        model: has this rank's part of the weights.
-        optimizer: has this rank's part of the moments.
+        tensors: the part of this rank of these, see `bdh.train.sharing`.
         world: the ranks.
     """
     directory = run.directory(snapshot.progress["step"])
@@ -92,7 +67,7 @@ def save(run: Run, snapshot: Snapshot, model: BDH, optimizer: torch.optim.Optimi
         snapshot.write_progress(work)
     world.wait()
     with world.together():
-        state_dict_saver.save(_tensors(model, optimizer), storage_writer=FileSystemWriter(work))
+        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(work))
     if world.first:
         manifest.write(work)
         for file in work.iterdir():
@@ -105,17 +80,17 @@ def save(run: Run, snapshot: Snapshot, model: BDH, optimizer: torch.optim.Optimi
     world.wait()
 
 
-def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load weights and moments into a sharded model, and return the progress.
+def restore(directory: Path, sharing: Copies, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load weights and moments into the parts of this rank, and return the progress.
 
     Raises:
         CheckpointError: files are missing, damaged or of another model.
     """
-    progress = _progress(directory, model.config)
-    for parameter in model.parameters() if progress["step"] else ():
+    progress = _progress(directory, sharing.config)
+    for parameter in sharing.model.parameters() if progress["step"] else ():
         zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
-    _load(directory, _tensors(model, optimizer), alone=False)
+    _load(directory, sharing.tensors(optimizer), alone=False)
     return progress
 
 
@@ -132,20 +107,14 @@ def merge(directory: Path) -> BDH:
 
 def is_sharded(directory: Path) -> bool:
     """Whether a directory is a sharded checkpoint."""
-    return (directory / METADATA).is_file()
-
-
-def _tensors(model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights by name, and AdamW's numbers by name and kind; a rank's part of each."""
-    found = dict(model.state_dict())
-    for name, parameter in model.named_parameters():
-        found |= {f"{name}|{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    return found
+    return (directory / SHARDS).is_file()
 
 
 def _progress(directory: Path, config: BDHConfig) -> dict[str, Any]:
     if not is_sharded(directory):
-        raise CheckpointError(f"{directory} is not sharded: expected one of --parallel fsdp; leave that away")
+        raise CheckpointError(
+            f"{directory} is not sharded: expected one of --parallel fsdp or neurons; leave that away"
+        )
     if checkpoint.read_config(directory) != config:
         raise CheckpointError(f"{directory} is of another model: keep its shape to resume")
     try:
@@ -174,10 +143,10 @@ class _Reader(FileSystemReader):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        with (directory / METADATA).open("rb") as file:
+        with (directory / SHARDS).open("rb") as file:
             self._index: Metadata = _Unpickler(file).load()
         if not isinstance(self._index, Metadata):
-            raise ValueError(f"{METADATA} is no index of a checkpoint")
+            raise ValueError(f"{SHARDS} is no index of a checkpoint")
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         self._index.storage_meta = self._index.storage_meta or StorageMeta()
@@ -188,5 +157,5 @@ class _Reader(FileSystemReader):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"{METADATA} names {module}.{name}, which no checkpoint needs")
+            raise pickle.UnpicklingError(f"{SHARDS} names {module}.{name}, which no checkpoint needs")
         return super().find_class(module, name)

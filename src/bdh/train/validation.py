@@ -44,10 +44,19 @@ def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int, w
     return total.item() / whole
 
 
-def activity(model: BDH, idx: Tensor) -> dict[str, Any]:
-    """Return densities on the first of the windows, and how neurons fire there if they spike."""
+def activity(model: BDH, idx: Tensor, neurons: World = ALONE) -> dict[str, Any]:
+    """Return densities on the first of the windows, and how neurons fire there if they spike.
+
+    Args:
+        model: the model, or the neurons of it that this process has.
+        idx: (windows, T) token ids.
+        neurons: the processes that have equal numbers of its neurons.
+    """
     idx = idx[:FIRING_WINDOWS].to(model.encoder.device)
-    found: dict[str, Any] = {"density": lens.density(model, idx[:DENSITY_WINDOWS])}
+    density = lens.density(model, idx[:DENSITY_WINDOWS])
+    shares = torch.tensor(list(density.values()), dtype=torch.float64) / neurons.size
+    neurons.add_up([shares])
+    found: dict[str, Any] = {"density": dict(zip(density, shares.tolist(), strict=True))}
     if model.config.lif.on:
         found["firing"] = lens.firing(model, idx)
         found["firing_target"] = model.config.lif.rate
