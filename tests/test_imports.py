@@ -2,6 +2,7 @@
 
 import ast
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import bdh.lowrank
 import bdh.mechanisms
 import bdh.ops
 import bdh.train
+from bdh.cli.commands import COMMANDS, LENS
+from bdh.parsing import Command
 
 SOURCE = Path(bdh.__file__).parent
 # a room imports from rooms of lower rank, or from its own rank
@@ -142,12 +145,67 @@ assert torch.equal(before, torch.random.get_rng_state()) and threads == torch.ge
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def loaded(*words: str) -> set[str]:
+    """Modules that are loaded when this command line has been read, and its help shown."""
+    code = """
+import sys
+from bdh.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    print("\\n".join(["", *sys.modules]))
+"""
+    line = [sys.executable, "-c", code, *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("lens", "--help"),
+        ("trian",),
+        *((name, "--help") for name, command in COMMANDS.items() if isinstance(command, Command)),
+        *(("lens", name, "--help") for name in LENS.commands),
+        ("train", "--n-layre", "2"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_is_read_without_torch(words: tuple[str, ...]) -> None:
+    modules = loaded(*words)
+    assert "bdh.cli" in modules
+    assert not {"torch", "scipy", "pyarrow"} & modules
+
+
+def test_text_is_prepared_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text("".join(f"{n} cats sat on the mat.\n<|endoftext|>\n" for n in range(400)))
+    modules = loaded("prepare", str(tmp_path / "cats.txt"), "--out-dir", str(tmp_path / "cats"))
+    assert (tmp_path / "cats").is_dir()
+    assert "torch" not in modules
+
+
+def test_torch_is_loaded_without_its_compiler() -> None:
+    """It takes a second. A part may load it when it is made."""
+    modules = loaded("doctor") | loaded("lens", "topology", "--model", "none")
+    assert "torch" in modules
+    assert "torch._dynamo" not in modules
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"lens {name}" for name in LENS.commands)])
+def test_the_list_of_commands_says_what_their_docstrings_say(name: str) -> None:
+    *group, last = name.split()
+    command = LENS.commands[last] if group else COMMANDS[last]
+    if isinstance(command, Command):
+        assert pkgutil.resolve_name(command.home).__doc__.splitlines()[0] == command.summary
+
+
 def test_threads_are_set_up_before_torch_is_loaded() -> None:
     code = """
 import os, sys
 import bdh, bdh.__main__
 assert "torch" not in sys.modules
-sys.argv = ["bdh", "--version"]
+sys.argv = ["bdh", "doctor"]
 try:
     bdh.__main__.main()
 except SystemExit:

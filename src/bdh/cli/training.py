@@ -7,19 +7,19 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 
-from bdh import planning
 from bdh.arguments import FLAT, PlanArgs, TrainArgs
 from bdh.cli.shared import json_text
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import ByteTokenizer, load_corpus
-from bdh.model import BDH
-from bdh.train import NonFiniteError, Reporter, Run, World, fit, joined
-from bdh.train.loggers import Logger, TensorBoard, WandB
+
+if TYPE_CHECKING:
+    from bdh import planning
+    from bdh.train import Run, World
+    from bdh.train.loggers import Logger
 
 
 def train(args: Annotated[TrainArgs, FLAT]) -> int:
@@ -27,6 +27,8 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh train ...
     """
+    from bdh.train import NonFiniteError, joined
+
     with joined(parallel=args.parallel, ranks_per_model=args.ranks_per_model) as world:
         try:
             return _train(args, world)
@@ -37,6 +39,10 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
 
 def _train(args: TrainArgs, world: World) -> int:
+    from bdh import planning
+    from bdh.model import BDH
+    from bdh.train import Reporter, fit
+
     console = Console(stderr=args.json, highlight=False, quiet=not world.first)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     run = _open_run(args)
@@ -80,6 +86,8 @@ def pretrain(args: Annotated[TrainArgs, FLAT]) -> int:
 
 
 def _open_run(args: TrainArgs) -> Run:
+    from bdh.train import Run
+
     if args.resume_from not in (None, "auto") and args.out_dir not in (None, args.run_dir):
         raise ValueError(f"--resume-from {args.resume_from} goes on in that directory: leave --out-dir away")
     run = Run(args.run_dir)
@@ -91,6 +99,8 @@ def _open_run(args: TrainArgs) -> Run:
 
 
 def _loggers(args: TrainArgs, say: Callable[[str], None]) -> list[Logger]:
+    from bdh.train.loggers import TensorBoard, WandB
+
     mode = args.wandb_mode or os.environ.get("WANDB_MODE") or "online"
     named = {"--wandb-entity": args.wandb_entity, "--wandb-run-name": args.wandb_run_name}
     lonely = [flag for flag, value in named.items() if value is not None]
@@ -105,6 +115,8 @@ def _loggers(args: TrainArgs, say: Callable[[str], None]) -> list[Logger]:
 
 def plan(args: Annotated[PlanArgs, FLAT]) -> int:
     """Say what a training will take before it is begun: parameters, memory, work, time."""
+    from bdh import planning
+
     console, errors = Console(highlight=False), Console(stderr=True)
     if args.run is not None:
         found = planning.compare(args.run)
@@ -139,6 +151,8 @@ def _speeds(
     model: BDHConfig, train: TrainConfig, trained: planning.Activity, errors: Console
 ) -> dict[str, planning.Speed]:
     """Time a training, or say why it is not."""
+    from bdh import planning
+
     reason = planning.why_not(model, train)
     if reason:
         errors.print(f"not timed: {reason}", markup=False)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from bdh.data.shards import TokenShards
 
 if TYPE_CHECKING:
-    from torch import Tensor  # imported where it is made: preparing text goes without torch, which takes a second
+    from torch import Tensor
+
+    Batch = tuple[Tensor, Tensor]
 
 NOT_SCORED = -100
 """A target that no loss counts."""
@@ -21,7 +23,7 @@ NOT_SCORED = -100
 Tokens = npt.NDArray[Any] | TokenShards
 
 
-def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
+def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
     """Draw the windows of one training step, uniformly and with replacement.
 
     The offsets are raw words of the Philox counter generator with key `seed` and counter `step`: the same on every
@@ -60,7 +62,7 @@ def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, blo
     return _gather(tokens, starts.astype(np.int64), block_size)
 
 
-def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = None) -> tuple[Tensor, Tensor]:
+def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = None) -> Batch:
     """Cut the split into windows that do not overlap, and take `max_windows` of them, evenly spread: for validation.
 
     The same windows every time. The last tokens that do not fill a window (fewer than `block_size + 1`) are not seen.
@@ -101,12 +103,22 @@ def scored_share(targets: Tensor) -> float:
     return int((targets != NOT_SCORED).sum()) / targets.shape[1]
 
 
-def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> tuple[Tensor, Tensor]:
-    """Copy the windows out of the tokens: `starts (B,)` -> idx, targets `(B, T)`."""
+def tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return the array as a tensor. The only place where text meets torch, which takes a second to import.
+
+    Examples:
+        >>> tensor(np.arange(3))
+        tensor([0, 1, 2])
+    """
     import torch
 
+    return torch.from_numpy(array)
+
+
+def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> Batch:
+    """Copy the windows out of the tokens: `starts (B,)` -> idx, targets `(B, T)`."""
     windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T+1)
-    return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
+    return tensor(windows[:, :-1].copy()), tensor(windows[:, 1:].copy())
 
 
 def _require_window(tokens: Tokens, block_size: int) -> None:
