@@ -32,7 +32,7 @@ def generate(
     Args:
         model: run directory, checkpoint directory or .pt file.
         prompt: text to continue; - reads it from standard input.
-        max_new_tokens: how many tokens (bytes, unless trained with others) to make.
+        max_new_tokens: how many tokens (bytes, unless trained with others) at most: the end of a document ends it.
         temperature: 0 always takes the most likely byte, 1 samples as the model believes.
         top_k: choose among the k most likely bytes only.
         top_p: choose among the fewest bytes that together have probability p.
@@ -67,7 +67,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=stop,
-        end=asked.end if asked else None,
+        end=asked.end if asked else tokenizer.separator,
         tokenizer=tokenizer,
         state=before,
         precision=precision,
@@ -107,7 +107,7 @@ def chat(
     from bdh import checkpoint
     from bdh import generate as generation
     from bdh.chat import Conversation
-    from bdh.train.stopping import stop_requests
+    from bdh.train.stopping import leaving_on_sigterm, stop_requests
 
     if memory and (memory.is_dir() or not memory.parent.is_dir()):
         raise ValueError(f"--memory {memory}: expected the name of a file in a directory that exists")
@@ -119,22 +119,24 @@ def chat(
     before = checkpoint.load_state(memory, hatchling) if memory and memory.exists() else None
     sampling = generation.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     talk = Conversation(hatchling, asked, tokenizer, state=before, sampling=sampling)
-    try:
-        for turn in _turns():
-            with stop_requests() as stop, contextlib.closing(talk.reply(turn, max_new_tokens)) as pieces:
-                said = ""
-                for piece in pieces:
-                    said += piece
-                    print("" if json else piece, end="", flush=True)
-                    if stop:
-                        break
-            print(json_text({"turn": turn, "answer": said}) if json else "", flush=True)
-            if stop:
-                return 0 if stop[0] == "SIGTERM" else 130
-    finally:
-        if memory:
-            checkpoint.save_state(talk.state, memory, hatchling)
-            print(f"bdh: {talk.state.position:,} tokens remembered in {memory}", file=sys.stderr)
+    with leaving_on_sigterm():
+        try:
+            for turn in _turns():
+                with stop_requests() as stop, contextlib.closing(talk.reply(turn, max_new_tokens)) as pieces:
+                    said = ""
+                    for piece in pieces:
+                        said += piece
+                        print("" if json else piece, end="", flush=True)
+                        if stop:
+                            break
+                print(json_text({"turn": turn, "answer": said}) if json else "", flush=True)
+                if stop:
+                    return 0 if stop[0] == "SIGTERM" else 130
+        finally:
+            if memory:
+                with stop_requests():  # not in the middle of it
+                    checkpoint.save_state(talk.state, memory, hatchling)
+                print(f"bdh: {talk.state.position:,} tokens remembered in {memory}", file=sys.stderr)
     return 0
 
 
@@ -162,6 +164,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
     from bdh.foreign import import_checkpoint
 
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
+    asked = None
     if source.is_dir():
         from bdh.train import sharding  # half a second of imports
 
@@ -171,6 +174,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
                 f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp or neurons"
             )
         model, words = sharding.merge(directory), words or checkpoint.load_tokenizer(directory)
+        asked = checkpoint.load_prompting(directory)
     else:
         model = import_checkpoint(source, n_layer=n_layer)
     if words is not None and words.vocab_size > model.config.vocab_size:
@@ -178,7 +182,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
             f"{tokenizer} has {words.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
             "give the tokenizer that it was trained with"
         )
-    checkpoint.save(model, out, words)
+    checkpoint.save(model, out, words, asked)
     print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
     return 0
 
