@@ -34,6 +34,7 @@ RANK = {
     "sections": 0,
     "config": 0,
     "files": 0,
+    "manifest": 0,
     "process": 0,
     "ops": 1,
     "mechanisms": 1,

@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdh import checkpoint
+from bdh import checkpoint, manifest
 from bdh.checkpoint import CheckpointError
 from bdh.config import BDHConfig
 from bdh.data.templates import Prompting
 from bdh.data.tokenizers import Tokenizer
 from bdh.model import BDH, State
-from bdh.train import manifest
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state-{}.safetensors"
