@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bdh.data import load_corpus, synthetic
+from bdh.data.needle import FACTS, needles, without_facts
 from bdh.data.order import document_starts
 
 
@@ -29,13 +30,27 @@ def test_a_copy_is_a_copy() -> None:
 
 
 def test_a_question_asks_for_one_of_the_facts() -> None:
-    asked = []
+    asked, distances = [], []
     for one in documents("needle")[:300]:
-        facts = re.findall(rb"([a-z]{4}=[a-z]{4});", one)
-        question = one[one.index(b"?") + 1 :]
-        assert len(facts) == synthetic.FACTS
+        *facts, filler, question = one.split(b"\n")[1:]
+        assert len(facts) == FACTS
+        assert all(re.fullmatch(rb"The [a-z]+ is [a-z]+\.", fact) for fact in facts)
         asked.append(facts.index(question))
-    assert {asked.count(n) > 60 for n in range(synthetic.FACTS)} == {True}
+        distances.append(len(filler))
+        assert len(one) < 128
+    assert {asked.count(n) > 120 for n in range(FACTS)} == {True}
+    assert (min(distances), max(distances)) == (0, synthetic.DISTANCE)
+
+
+def test_evaluation_asks_what_training_teaches() -> None:
+    """The same sentences, and none of the same draws."""
+    filler = without_facts(synthetic.make("needle", "validation").replace(b"\0", b""))
+    tests = [n.prompt + n.answers[n.right] for n in needles(filler, distance=20, count=300)]
+    form = re.compile(rb"(\nThe [a-z]+ is [a-z]+\.){2}\n[a-z. ]{20}\nThe [a-z]+ is [a-z]+\.")
+    assert all(form.fullmatch(text) for text in tests)
+    assert sum(form.fullmatch(text) is not None for text in documents("needle")) > 50  # of so long fillers
+    facts = [[text.split(b"\n")[1:3] for text in some] for some in (tests, documents("needle")[:300])]
+    assert sum(a == b for a, b in zip(*facts, strict=True)) < 3
 
 
 @pytest.mark.parametrize("name", synthetic.TASKS)

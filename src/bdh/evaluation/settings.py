@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bdh.evaluation.recall import COUNT, DISTANCES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -29,6 +31,10 @@ class Settings:
     """Also tell bits per byte by how much was read before, over blocks of 8 windows."""
     needle: bool = False
     """Also hide facts in the text and ask for them."""
+    needle_distances: tuple[int, ...] = DISTANCES
+    """Bytes between the facts and the question."""
+    needle_count: int = COUNT
+    """Needles per distance; more make the intervals narrower."""
     choices: Path | None = None
     """Also answer the questions of this file, lines {"prompt": ..., "choices": [...], "answer": index}; with it and
     nothing named of the text, nothing else is done."""
@@ -40,10 +46,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.stream and (self.block_size is not None or self.stride is not None):
             raise ValueError("--stream has no windows: leave --block-size and --stride away")
-        for name, least in (("block_size", 1), ("stride", 1), ("max_bytes", 2), ("seed", 0)):
+        for name, least in (("block_size", 1), ("stride", 1), ("max_bytes", 2), ("needle_count", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected an integer >= {least}")
+        if not self.needle_distances or min(self.needle_distances) < 0:
+            raise ValueError(f"--needle-distances {self.needle_distances}: expected integers >= 0")
+        if not self.needle and (self.needle_distances, self.needle_count) != (DISTANCES, COUNT):
+            raise ValueError("--needle-distances and --needle-count are of needles: add --needle")
 
     @property
     def wants_text(self) -> bool:

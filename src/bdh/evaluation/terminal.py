@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,10 +16,10 @@ from bdh.data import Tokenizer
 from bdh.evaluation.bits import Bits
 from bdh.evaluation.choices import Choices
 from bdh.evaluation.positions import Positions
+from bdh.evaluation.reading import Told
 from bdh.evaluation.recall import Recall
 from bdh.evaluation.texts import Text
 
-Told = Callable[[int, int], None]
 SAID_EVERY = 10.0
 """Seconds between lines where there is no terminal."""
 
@@ -89,9 +89,13 @@ def print_positions(found: Positions, unit: str, console: Console) -> None:
 
 def print_recall(found: list[Recall], console: Console) -> None:
     """Print what was found again."""
-    console.print("\nneedles: facts, a filler, and a question for one of them")
+    if not found:
+        console.print("\nneedles: the text is shorter than every distance")
+        return
+    one = found[0]
+    console.print(f"\nneedles: {one.facts} facts, a filler, and a question for one of them; {one.needles} per distance")
     table = Table(box=None, pad_edge=False)
-    for head in ("distance", "said exactly", "95 %", "rank", "without facts", "guess"):
+    for head in ("distance", "said exactly", "95 %", "without facts", "rank", "without facts"):
         table.add_column(head, justify="right", no_wrap=True)
     for r in found:
         low, high = r.exact_interval
@@ -99,13 +103,16 @@ def print_recall(found: list[Recall], console: Console) -> None:
             f"{r.distance:,}",
             f"{100 * r.exact:.0f} %",
             f"{100 * low:.0f}-{100 * high:.0f} %",
+            f"{100 * r.exact_without:.0f} %",
             short(r.rank),
             short(r.rank_without),
-            f"{(r.answers + 1) / 2:.1f}",
         )
     console.print(table, highlight=False)
-    answers = max((r.answers for r in found), default=0)
-    console.print(f"distance in bytes; rank of the right one among {answers} answers", soft_wrap=True)
+    console.print(
+        f"distance in bytes; rank of the right one among {one.answers} answers, by guessing {(one.answers + 1) / 2:.1f}; "
+        f"guessing says {100 / one.answers:.0f} % exactly, and among the {one.facts} that were told {100 / one.facts:.0f} %",
+        soft_wrap=True,
+    )
 
 
 def short(found: Estimate) -> str:
