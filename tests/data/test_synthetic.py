@@ -37,7 +37,7 @@ def test_a_question_asks_for_one_of_the_facts() -> None:
         assert all(re.fullmatch(rb"The [a-z]+ is [a-z]+\.", fact) for fact in facts)
         asked.append(facts.index(question))
         distances.append(len(filler))
-        assert len(one) < 128
+        assert len(one) < 85
     assert {asked.count(n) > 120 for n in range(FACTS)} == {True}
     assert (min(distances), max(distances)) == (0, synthetic.DISTANCE)
 
@@ -56,8 +56,9 @@ def test_evaluation_asks_what_training_teaches() -> None:
 @pytest.mark.parametrize("name", synthetic.TASKS)
 def test_splits_share_no_document_and_never_change(name: str) -> None:
     train, validation = documents(name), documents(name, "validation")
-    assert len(set(train) & set(validation)) < 0.001 * len(validation)
-    known = {"repeated-words": "705735f110e7", "copy": "7f99a95a7b14", "needle": "f16f97f7af78"}
+    # by chance: needles without a filler are 26,880
+    assert len(set(train) & set(validation)) < 0.002 * len(validation)
+    known = {"repeated-words": "705735f110e7", "copy": "7f99a95a7b14", "needle": "d319317f5915"}
     assert hashlib.sha256(synthetic.make(name, "validation")).hexdigest()[:12] == known[name]
 
 

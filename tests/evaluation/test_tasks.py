@@ -71,7 +71,7 @@ def test_the_same_facts_are_asked_for_at_every_distance() -> None:
 
 def test_facts_in_the_text_are_no_filler() -> None:
     """The text of the task itself is full of facts, which would contradict those of a needle."""
-    text = synthetic.make("needle", "validation")[:5000].replace(b"\0", b"")
+    text = synthetic.make("needle", "validation")[:9000].replace(b"\0", b"")
     assert text.count(b" is ") > 100
     assert b" is " not in without_facts(text)
     assert len(without_facts(text)) > 1000

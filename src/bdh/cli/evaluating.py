@@ -13,7 +13,9 @@ from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.train import pick_device
 
 
-def run_eval(model: Path, settings: tyro.conf.OmitArgPrefixes[evaluation.Settings], device: str = "auto", json: bool = False) -> int:
+def run_eval(
+    model: Path, settings: tyro.conf.OmitArgPrefixes[evaluation.Settings], device: str = "auto", json: bool = False
+) -> int:
     """Score a model: bits per byte of a text, by position too, recall of facts, multiple choice.
 
     Args:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from bdh.data.words import Words
 
-KEYS = ("lamp", "gate", "river", "stone", "horse", "letter", "tower", "garden")
+KEYS = ("lamp", "gate", "river", "moon", "well", "boat", "field", "clock")
+"""All begin and end with another letter."""
 VALUES = ("amber", "bronze", "coral", "denim", "ebony", "fawn", "green", "hazel", "ivory", "jade", "khaki", "lilac",
           "mauve", "navy", "olive", "plum")  # fmt: skip
 """All begin with another letter."""
@@ -50,9 +51,9 @@ def needle(words: Words, filler: bytes, *, distance: int, facts: int = FACTS) ->
     Examples:
         >>> found = needle(Words(0, 0), b"and so on " * 9, distance=20)
         >>> found.prompt
-        b'\nThe letter is plum.\nThe lamp is khaki.\nn and so on and so o\nThe lamp is'
+        b'\nThe lamp is navy.\nThe river is denim.\n and so on and so on\nThe river is'
         >>> found.answers[found.right]
-        b' khaki.'
+        b' denim.'
     """
     if not 1 <= facts <= len(KEYS):
         raise ValueError(f"facts={facts}: expected 1 .. {len(KEYS)}")

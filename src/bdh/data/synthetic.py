@@ -2,7 +2,7 @@
 
 repeated-words   a fixed warm-up, then a random word again and again (arXiv 2509.26507, Sec. 5)
 copy             a random word, a bar, and the word again
-needle           facts between filler, and later a question for one of them
+needle           two facts, a filler, and a question for one of them
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FILLER = (
     b"we walked along the river. ",
     b"it was late. ",
 )
-DISTANCE = 60
-"""Most bytes between facts and question: a document then fits a window of 128."""
+DISTANCE = 20
+"""Most bytes between facts and question, so that a document has at most 85: small models learn it in minutes."""
 
 Document = Callable[[Words], bytes]
 
@@ -51,7 +51,7 @@ def copy(words: Words) -> bytes:
 
 
 def needle_in_filler(words: Words) -> bytes:
-    """Return a needle as `bdh eval --needle` asks them, at a random distance of 0 to 60 bytes, and its answer.
+    """Return a needle as `bdh eval --needle` asks them, at a random distance of 0 to 20 bytes, and its answer.
 
     Examples:
         >>> text = needle_in_filler(Words(seed=0, document=0))
@@ -67,7 +67,7 @@ def needle_in_filler(words: Words) -> bytes:
 TASKS: dict[str, tuple[Document, str]] = {
     "repeated-words": (repeated_words, "a fixed warm-up, then a random word eight times"),
     "copy": (copy, "a random word, a bar, and the word again"),
-    "needle": (needle_in_filler, "facts between filler, and later a question for one of them"),
+    "needle": (needle_in_filler, "two facts, a filler, and a question for one of them"),
 }
 SEPARATOR = 0
 SIZES = {"train": 2**20, "validation": 2**17}

@@ -17,7 +17,7 @@ class Words:
     Examples:
         >>> words = Words(seed=0, document=3)
         >>> words.below(10), words.word(4), words.choose(2, 5)
-        (5, b'yjwt', [4, 1])
+        (3, b'urke', [2, 4])
     """
 
     def __init__(self, seed: int, document: int) -> None:

@@ -81,9 +81,7 @@ def _question(row: Any) -> Question:
     return Question(prompt, tuple(choices), answer)
 
 
-def multiple_choice(
-    model: BDH, tokenizer: Tokenizer, questions: list[Question], told: Told | None = None
-) -> Choices:
+def multiple_choice(model: BDH, tokenizer: Tokenizer, questions: list[Question], told: Told | None = None) -> Choices:
     """Answer each question by the choice with the highest log-likelihood after the prompt.
 
     Args:

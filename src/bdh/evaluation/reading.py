@@ -5,6 +5,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ from bdh.model import BDH, State, evaluating
 
 ROWS_BYTES = 1 << 28
 """Memory that rows read side by side may take; their number changes no result beyond rounding."""
+FORKS_BYTES = 1 << 24
+"""The same for continuations on a CPU, whose states are copied, and only pay inside the caches (docs/LOG.md)."""
 
 Told = Callable[[int, int], None]
 """Told how much is done, and of how much."""
@@ -55,11 +58,11 @@ def surprisals(model: BDH, length: int, cut: Cut) -> Iterator[tuple[int, npt.NDA
         yield start, _nats(logits, ids[:, 1:]).cpu().numpy()
 
 
-def rows_at_once(config: BDHConfig, length: int) -> int:
-    """Return how many rows fit `ROWS_BYTES`: of each the state, and some activities of a chunk."""
+def rows_at_once(config: BDHConfig, length: int, size: int = ROWS_BYTES) -> int:
+    """Return how many rows fit so many bytes: of each the state, and some activities of a chunk."""
     state = config.n_layer * config.n_neurons * config.n_embd
     activities = 6 * config.n_neurons * min(length, PREFILL_BLOCK)
-    return max(1, ROWS_BYTES // (4 * (state + activities)))
+    return max(1, size // (4 * (state + activities)))
 
 
 def loglikelihoods(
@@ -94,10 +97,12 @@ def loglikelihoods(
         if continuation:
             continued.setdefault(context, []).append(number)
     device, found, done = model.encoder.device, [(0.0, True)] * len(asked), 0
-    for contexts in _alike(model.config, continued, of=tuple):
+    at_once = functools.partial(rows_at_once, model.config)
+    fork_at_once = functools.partial(at_once, size=FORKS_BYTES if device.type == "cpu" else ROWS_BYTES)
+    for contexts in _alike(continued, tuple, at_once):
         logits, state = prefill(model, torch.tensor(contexts, dtype=torch.int64, device=device))
         forks = [(row, number) for row, context in enumerate(contexts) for number in continued[context]]
-        for some in _alike(model.config, forks, of=lambda fork: asked[fork[1]][1]):
+        for some in _alike(forks, lambda fork: asked[fork[1]][1], fork_at_once):
             rows, numbers = zip(*some, strict=True)
             ids = torch.tensor([asked[number][1] for number in numbers], dtype=torch.int64, device=device)
             nats, greedy = _continued(model, logits[list(rows)], state.rows(list(rows)), ids)
@@ -109,25 +114,31 @@ def loglikelihoods(
     return found
 
 
-def _alike(config: BDHConfig, things: Iterable[T], of: Callable[[T], Sequence[int]]) -> Iterator[list[T]]:
-    """Yield things whose tokens are equally many, as many at once as fit."""
+def _alike(
+    things: Iterable[T], tokens_of: Callable[[T], Sequence[int]], at_once: Callable[[int], int]
+) -> Iterator[list[T]]:
+    """Yield together what has equally many tokens, so many things at once as that length allows."""
     lengths: dict[int, list[T]] = {}
     for thing in things:
-        lengths.setdefault(len(of(thing)), []).append(thing)
+        lengths.setdefault(len(tokens_of(thing)), []).append(thing)
     for length, same in lengths.items():
-        at_once = rows_at_once(config, length)
-        for first in range(0, len(same), at_once):
-            yield same[first : first + at_once]
+        for first in range(0, len(same), at_once(length)):
+            yield same[first : first + at_once(length)]
 
 
 def _continued(model: BDH, logits: Tensor, state: State, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return -log p (B,) of ids (B, T), the first of which the logits (B, V) predict, and whether each is the best."""
+    """Return -log p (B,) of ids (B, T), the first of which the logits (B, V) predict, and whether each is the best.
+
+    The state is given away.
+    """
     parts = [logits[:, None]]
     for start in range(0, ids.shape[1] - 1, PREFILL_BLOCK):
         block = ids[:, start : min(start + PREFILL_BLOCK, ids.shape[1] - 1)]
         with evaluating(model):
-            more, state = model.advance(block, state)
+            more, after = model.walk(block, state, wants_state=True, owns_state=True)
         parts.append(more)
+        assert after is not None
+        state = after
     found = torch.cat(parts, dim=1)
     return _nats(found, ids).sum(1), (found.argmax(-1) == ids).all(1)
 

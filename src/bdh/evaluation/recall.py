@@ -68,7 +68,7 @@ def needle_recall(
         count: needles per distance.
         seed: of the needles.
         separator: what documents begin with in the model's training, read before each needle.
-        told: progress, in answers.
+        told: progress, in needles.
 
     Raises:
         ValueError: see `bdh.data.needle.needles`.
@@ -95,9 +95,14 @@ def recall_of(
     begin = [] if separator is None else [separator]
     answers = [tuple(tokenizer.encode(answer).tolist()) for answer in ANSWERS]
     contexts = [
-        tuple(begin + tokenizer.encode(text).tolist()) for some in made for one in some for text in (one.prompt, one.bare)
+        tuple(begin + tokenizer.encode(text).tolist())
+        for some in made
+        for one in some
+        for text in (one.prompt, one.bare)
     ]
-    scores = scorer([(context, answer) for context in contexts for answer in answers], told)
+    per_needle = 2 * len(answers)
+    tell = (lambda done, total: told(done // per_needle, total // per_needle)) if told else None
+    scores = scorer([(context, answer) for context in contexts for answer in answers], tell)
     shape = len(made), count, 2, len(ANSWERS)  # the last but one: with the facts, and without
     likely, greedy = (np.reshape([score[which] for score in scores], shape) for which in (0, 1))
     right = np.reshape([one.right for some in made for one in some], (*shape[:2], 1, 1))

@@ -111,6 +111,7 @@ def _score_text(
                 tokenizer,
                 _filler(text, tokenizer),
                 distances=settings.needle_distances,
+                facts=settings.needle_facts,
                 count=settings.needle_count,
                 seed=settings.seed,
                 separator=text.separator,

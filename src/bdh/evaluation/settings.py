@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bdh.data.needle import FACTS, KEYS
 from bdh.evaluation.recall import COUNT, DISTANCES
 
 
@@ -35,6 +36,8 @@ class Settings:
     """Bytes between the facts and the question."""
     needle_count: int = COUNT
     """Needles per distance; more make the intervals narrower."""
+    needle_facts: int = FACTS
+    """Facts of a needle, one of which is asked for."""
     choices: Path | None = None
     """Also answer the questions of this file, lines {"prompt": ..., "choices": [...], "answer": index}; with it and
     nothing named of the text, nothing else is done."""
@@ -51,9 +54,13 @@ class Settings:
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected an integer >= {least}")
         if not self.needle_distances or min(self.needle_distances) < 0:
-            raise ValueError(f"--needle-distances {self.needle_distances}: expected integers >= 0")
-        if not self.needle and (self.needle_distances, self.needle_count) != (DISTANCES, COUNT):
-            raise ValueError("--needle-distances and --needle-count are of needles: add --needle")
+            got = " ".join(map(str, self.needle_distances)) or "without any"
+            raise ValueError(f"--needle-distances {got}: expected integers >= 0")
+        if self.needle_facts not in range(1, len(KEYS) + 1):
+            raise ValueError(f"--needle-facts {self.needle_facts}: expected 1 .. {len(KEYS)}")
+        asked = self.needle_distances, self.needle_count, self.needle_facts
+        if not self.needle and asked != (DISTANCES, COUNT, FACTS):
+            raise ValueError("--needle-distances, --needle-count and --needle-facts are of needles: add --needle")
 
     @property
     def wants_text(self) -> bool:

@@ -93,7 +93,9 @@ def print_recall(found: list[Recall], console: Console) -> None:
         console.print("\nneedles: the text is shorter than every distance")
         return
     one = found[0]
-    console.print(f"\nneedles: {one.facts} facts, a filler, and a question for one of them; {one.needles} per distance")
+    console.print(
+        f"\nneedles: {one.facts} fact{'s' * (one.facts > 1)}, a filler, and a question; {one.needles} per distance"
+    )
     table = Table(box=None, pad_edge=False)
     for head in ("distance", "said exactly", "95 %", "without facts", "rank", "without facts"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -108,9 +110,10 @@ def print_recall(found: list[Recall], console: Console) -> None:
             short(r.rank_without),
         )
     console.print(table, highlight=False)
+    told = f", and who remembers answers but not of what, {100 / one.facts:.0f} %" if one.facts > 1 else ""
     console.print(
-        f"distance in bytes; rank of the right one among {one.answers} answers, by guessing {(one.answers + 1) / 2:.1f}; "
-        f"guessing says {100 / one.answers:.0f} % exactly, and among the {one.facts} that were told {100 / one.facts:.0f} %",
+        f"distance in bytes; rank of the right one among {one.answers} answers. Who guesses has rank "
+        f"{(one.answers + 1) / 2:.1f} and says {100 / one.answers:.0f} % exactly{told}",
         soft_wrap=True,
     )
 

@@ -135,9 +135,7 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
         path=path,
         activation_bytes=kept,
         kept=native if path == "native" else path,
-        phase_bytes=memory.phases(
-            model, train, path, device, density=random.x, carried=carried, bytes_per_number=e
-        ),
+        phase_bytes=memory.phases(model, train, path, device, density=random.x, carried=carried, bytes_per_number=e),
         memory_bytes=memory.of_device(device),
         tokens_per_pass=train.batch_size * train.block_size,
         tokens=train.max_steps * train.tokens_per_step,
