@@ -1,5 +1,6 @@
 """Texts made by rule: what they say they are, and the same everywhere."""
 
+import functools
 import hashlib
 import re
 
@@ -10,6 +11,7 @@ from bdh.data.needle import FACTS, needles, without_facts
 from bdh.data.order import document_starts
 
 
+@functools.cache
 def documents(name: str, split: str = "train") -> list[bytes]:
     return synthetic.make(name, split).split(b"\0")[1:]
 

@@ -80,6 +80,8 @@ def test_facts_in_the_text_are_no_filler() -> None:
 
 def test_distances_beyond_the_filler_are_left_out() -> None:
     assert [r.distance for r in recall_of(reader, BYTES, b"short", (0, 5, 6), facts=1, count=1, seed=0)] == [0, 5]
+    with pytest.raises(ValueError, match=r"distances=\[6, 7\]: expected one within the 5 bytes of the text"):
+        recall_of(reader, BYTES, b"short", (6, 7), facts=1, count=1, seed=0)
     with pytest.raises(ValueError, match=r"distance=6: expected 0 \.\. the 5 bytes"):
         needles(b"short", distance=6)
 

@@ -33,4 +33,4 @@ class Words:
 
     def choose(self, k: int, n: int) -> list[int]:
         """Return k different numbers of 0..n-1 in random order."""
-        return np.argsort(self._bits.random_raw(n), kind="stable")[:k].tolist()
+        return [int(number) for number in np.argsort(self._bits.random_raw(n), kind="stable")[:k]]

@@ -71,7 +71,7 @@ def needle_recall(
         told: progress, in needles.
 
     Raises:
-        ValueError: see `bdh.data.needle.needles`.
+        ValueError: no distance within the filler; see also `bdh.data.needle.needles`.
     """
     scorer = functools.partial(loglikelihoods, model)
     return recall_of(scorer, tokenizer, filler, distances, facts, count, seed, separator, told)
@@ -91,6 +91,8 @@ def recall_of(
     """Do what `needle_recall` does, with anything that tells how likely continuations are."""
     filler = without_facts(filler)
     reachable = [distance for distance in distances if distance <= len(filler)]
+    if not reachable:
+        raise ValueError(f"distances={list(distances)}: expected one within the {len(filler):,} bytes of the text")
     made = [needles(filler, distance=distance, facts=facts, count=count, seed=seed) for distance in reachable]
     begin = [] if separator is None else [separator]
     answers = [tuple(tokenizer.encode(answer).tolist()) for answer in ANSWERS]

@@ -81,17 +81,14 @@ def print_positions(found: Positions, unit: str, console: Console) -> None:
     console.print(table, highlight=False)
     if found.trained is not None:
         console.print(
-            f"* more than the {found.trained:,} bytes of a training window; change: from the last line within it, "
-            "paired by block",
+            f"* behind a line: more than the {found.trained:,} bytes of a training window. Change: from the last line "
+            "within it, paired by block; * behind it: an interval without 0",
             soft_wrap=True,
         )
 
 
 def print_recall(found: list[Recall], console: Console) -> None:
     """Print what was found again."""
-    if not found:
-        console.print("\nneedles: the text is shorter than every distance")
-        return
     one = found[0]
     console.print(
         f"\nneedles: {one.facts} fact{'s' * (one.facts > 1)}, a filler, and a question; {one.needles} per distance"
@@ -130,7 +127,9 @@ def short(found: Estimate) -> str:
 
 def print_choices(found: Choices, console: Console) -> None:
     """Print how many questions were answered rightly."""
-    console.print(f"\nmultiple choice: {found.questions:,} questions; guessing {100 * found.chance:.1f} %")
+    console.print(
+        f"\nmultiple choice: {found.questions:,} question{'s' * (found.questions > 1)}; guessing {100 * found.chance:.1f} %"
+    )
     rows = (
         ("accuracy", found.accuracy, found.interval),
         ("accuracy per byte", found.accuracy_per_byte, found.interval_per_byte),
