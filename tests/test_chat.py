@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,22 +118,34 @@ def test_a_conversation_continues_tomorrow(model: Path, tmp_path: Path, monkeypa
     assert not torch.equal(later.rho[0], kept.rho[0])
 
 
-def test_ctrl_c_keeps_the_memory(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("when", "number", "code"),
+    [("waiting", signal.SIGINT, 130), ("waiting", signal.SIGTERM, 0), ("answering", signal.SIGTERM, 0)],
+)
+def test_a_signal_keeps_the_memory(model: Path, tmp_path: Path, when: str, number: signal.Signals, code: int) -> None:
     memory = tmp_path / "memory"
-    words = ["chat", "--model", str(model), "--memory", str(memory), "--max-new-tokens", "5", "--json"]
+    most = 5 if when == "waiting" else 1_000_000
+    words = ["chat", "--model", model, "--memory", memory, "--max-new-tokens", most, "--seed", 0]
     with subprocess.Popen(
-        [sys.executable, "-m", "bdh", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+        [sys.executable, "-m", "bdh", *map(str, words), *["--json"] * (when == "waiting")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"Hello\n")
         process.stdin.flush()
-        assert json.loads(process.stdout.readline())["turn"] == "Hello"
-        process.send_signal(signal.SIGINT)
+        if when == "waiting":
+            assert json.loads(process.stdout.readline())["turn"] == "Hello"
+            time.sleep(0.1)  # until it is in the middle of a read
+        else:
+            assert process.stdout.read(1)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert b"Traceback" not in errors
-    assert bdh.load_state(memory, bdh.load(model)).position > len(fill("newline", "Hello"))
+    position = bdh.load_state(memory, bdh.load(model)).position
+    assert f"{position:,} tokens remembered".encode() in errors
+    assert len(fill("newline", "Hello")) + 2 < position < 1_000_000
 
 
 def test_memory_of_another_model_and_impossible_files_are_refused(

@@ -159,6 +159,17 @@ def test_generate_continues_the_prompt(trained: Path, capsys) -> None:
     assert "the" + json.loads(capsys.readouterr().out)["text"] + "\n" == first
 
 
+def test_generate_ends_where_a_document_ends(trained: Path, tmp_path: Path, capsys) -> None:
+    model = bdh.load(trained)
+    likely = bytes(model.generate(torch.tensor([list(b"the cat")]), 12, temperature=0)[0, 7:].tolist())
+    last = likely[-1]
+    with torch.no_grad():  # say the separator instead of it
+        model.lm_head[:, [0, last]] = model.lm_head[:, [last, 0]]
+    bdh.save(model, tmp_path / "ending")
+    assert run("generate", "--model", tmp_path / "ending", "--prompt", "the cat", "--temperature", 0) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == "the cat" + likely.partition(bytes([last]))[0].decode()
+
+
 def test_a_saved_state_stands_for_its_text(trained: Path, tmp_path: Path, capsys) -> None:
     memory = tmp_path / "memory.safetensors"
     greedy = ("--max-new-tokens", 20, "--temperature", 0)

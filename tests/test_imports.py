@@ -35,6 +35,8 @@ RANK = {
     "mechanisms": 1,
     "state": 1,
     "taps": 1,
+    "modes": 1,
+    "ids": 1,
     "parts": 2,
     "model": 2,
     "checkpoint": 3,

@@ -31,7 +31,9 @@ from torch.nn import functional as F
 
 from bdh import ops
 from bdh.config import BDHConfig
+from bdh.ids import byte_ids, check_ids
 from bdh.mechanisms import calibrating
+from bdh.modes import evaluating
 from bdh.parts import Carried, Parts
 from bdh.state import State
 from bdh.taps import Edit, Tap, at_level, composed, no_tap
@@ -39,34 +41,6 @@ from bdh.taps import Edit, Tap, at_level, composed, no_tap
 __all__ = ["BDH", "State", "Tap", "cross_entropy", "evaluating"]
 
 INIT_STD = 0.02
-
-
-class evaluating:  # noqa: N801 - used as a verb, like torch.no_grad
-    """Switch dropout and gradients off inside a `with`; afterwards every part is in the mode that it came in.
-
-    Examples:
-        >>> model = BDH(BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
-        >>> with evaluating(model):
-        ...     model.training
-        False
-        >>> model.training
-        True
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._no_grad = torch.no_grad()
-
-    def __enter__(self) -> None:
-        self._modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-        self._no_grad.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._no_grad.__exit__(*error)
-        # one by one: the caller may have put a part into another mode than the whole
-        for module, mode in self._modes:
-            module.training = mode
 
 
 class BDH(nn.Module):
@@ -142,7 +116,15 @@ class BDH(nn.Module):
             return logits, None
         return logits, cross_entropy(logits, targets)
 
-    def advance(self, idx: Tensor, state: State | None = None, *, tap: Tap | None = None) -> tuple[Tensor, State]:
+    def advance(
+        self,
+        idx: Tensor,
+        state: State | None = None,
+        *,
+        tap: Tap | None = None,
+        constant: bool = False,
+        fresh: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
         """Read any number of tokens after those that `state` has read.
 
         Splitting a text into calls in any way gives the same logits and the same final state as one call.
@@ -151,6 +133,9 @@ class BDH(nn.Module):
             idx: (B, T) token ids.
             state: what an earlier call returned; None starts from nothing. It is not changed.
             tap: see `bdh.lens.record`.
+            constant: no gradient goes through the state, before or after, as where training carries it from step to
+                step; then native kernels compute all levels in one call, as without a state.
+            fresh: (B, T) true where a text begins: that token and those after it see nothing before it.
 
         Returns:
             logits (B, T, V) and the state after the last token.
@@ -165,7 +150,7 @@ class BDH(nn.Module):
             >>> state.position
             4
         """
-        logits, after = self.walk(idx, state, tap, wants_state=True)
+        logits, after = self.walk(idx, state, tap, wants_state=True, constant=constant, fresh=fresh)
         assert after is not None
         return logits, after
 
@@ -177,30 +162,55 @@ class BDH(nn.Module):
         *,
         wants_state: bool,
         owns_state: bool = False,
+        constant: bool = False,
+        fresh: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
         assert wants_state or state is None, "a pass that hands no state on reads none"
-        self._check_ids(idx)
+        check_ids(idx, self.config.vocab_size)
+        if fresh is not None and not self.parts.forgets:
+            raise ValueError("fresh: expected a model that carries nothing but its plain memory; cut the text there")
+        if fresh is not None and (fresh.shape, fresh.dtype) != (idx.shape, torch.bool):
+            raise ValueError(
+                f"fresh: expected bool {tuple(idx.shape)} as the ids, got {fresh.dtype} {tuple(fresh.shape)}"
+            )
         if state is not None:
             state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
+            state = state.detach() if constant else state
         position = state.position if state is not None else 0
         listen = composed(self.edits, tap, idx, state)
         v = listen("embed", self._normed(self.embed(idx)))  # (B, T, D)
-        levels = []
         # what is looked at is always composed, and so is eval mode: recording changes not even the rounding
-        unseen = self.training and listen is no_tap and not wants_state
-        if unseen and (path := self._path(idx.numel(), v)) != "composed":
-            c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
-            v = ops.levels(path, v, *maps, n_layer=c.n_layer, dropout=self.drop.p, winners=c.winners_per_head)
-        else:
+        unseen = self.training and listen is no_tap and (constant or not wants_state)
+        found = self._all_levels(v, state, position, wants_state, fresh) if unseen else None
+        if found is None:
+            levels = []
             turn = self._turn(position, idx.shape[1])
             for level in range(self.config.n_layer):
                 before = state.level(level) if state is not None else {}
-                carried = Carried(before, position, wanted=wants_state, owned=owns_state)
+                carried = Carried(before, position, wanted=wants_state, owned=owns_state, fresh=fresh)
                 v = self._layer(level, v, turn, carried, partial(at_level, listen, level))
                 levels.append(carried.after)
+        else:
+            v, levels = found
         logits = listen("logits", v @ self.lm_head)  # (B, T, V)
-        return logits, State.of_levels(levels, position + idx.shape[1]) if wants_state else None
+        after = State.of_levels(levels, position + idx.shape[1]) if wants_state else None
+        return logits, after.detach() if after and constant else after
+
+    def _all_levels(
+        self, v: Tensor, state: State | None, position: int, wants_state: bool, fresh: Tensor | None
+    ) -> tuple[Tensor, list[dict[str, Tensor]]] | None:
+        """Pass all levels in one call, without gradients through a state; None where they are to be composed."""
+        rho = state.rho if state is not None else ()
+        path = self._path(v.shape[0] * v.shape[1], v, *rho)
+        if path == "composed" or (path == "tiled" and wants_state):
+            return None
+        c, maps = self.config, (self.encoder, self.encoder_v, self.decoder)
+        how: dict[str, Any] = {"n_layer": c.n_layer, "dropout": self.drop.p, "winners": c.winners_per_head}
+        if not wants_state:
+            return ops.levels(path, v, *maps, **how), []
+        v, after = ops.levels_from(ops.Memory(rho, position, fresh), v, *maps, **how)
+        return v, [{"rho": each} for each in after]
 
     def step(self, idx: Tensor, state: State, weights: ops.StepWeights) -> tuple[Tensor, State]:
         """Read one token of each sequence with the native kernels, without dropout or gradients.
@@ -213,7 +223,7 @@ class BDH(nn.Module):
         Returns:
             logits (B, 1, V) and the state.
         """
-        self._check_ids(idx)
+        check_ids(idx, self.config.vocab_size)
         state.require(self.config.n_layer, self.parts.state_shapes(idx.shape[0]))
         turn = self._turn(state.position, 1)
         with torch.no_grad():
@@ -366,32 +376,7 @@ class BDH(nn.Module):
         """
         if isinstance(text_or_idx, Tensor):
             return text_or_idx
-        if self.config.vocab_size < 256:
-            raise ValueError(f"text needs a byte vocabulary of 256, this model has {self.config.vocab_size}: pass ids")
-        if isinstance(text_or_idx, str):
-            try:
-                text_or_idx = text_or_idx.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"text: expected valid Unicode, got the lone surrogate {text_or_idx[error.start]!a} at character "
-                    f"{error.start}; remove it, or pass bytes"
-                ) from error
-        return torch.tensor([list(text_or_idx)], dtype=torch.int64, device=self.encoder.device)
-
-    def _check_ids(self, idx: Tensor) -> None:
-        if idx.ndim != 2 or idx.numel() == 0 or idx.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"token ids: expected a non-empty integer tensor (B, T), got {idx.dtype} {tuple(idx.shape)}; "
-                "for one text use torch.tensor([ids])"
-            )
-        # on an accelerator the check would wait for the device at every step
-        if idx.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(idx.min()), int(idx.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"token ids: expected 0..{self.config.vocab_size - 1}, got {low}..{high}; "
-                    "check the tokenizer or resize_vocab()"
-                )
+        return byte_ids(text_or_idx, self.config.vocab_size).to(self.encoder.device)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

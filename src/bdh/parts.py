@@ -60,6 +60,8 @@ class Carried:
     """Whether `after` will be asked for."""
     owned: bool = False
     """Whether the memory of `before` may be written to."""
+    fresh: Tensor | None = None
+    """(B, T) tokens with which a text begins, see `Parts.forgets`."""
     after: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -96,6 +98,11 @@ class Parts(nn.Module):
         m = c.neuromodulation
         self.neuromodulation = Neuromodulation(D, H, tau=m.tau, threshold=m.threshold) if m.tau else None
 
+    @property
+    def forgets(self) -> bool:
+        """Whether a text may begin inside a pass: nothing but the plain memory goes from token to token."""
+        return self.state_shapes(1).keys() == {"rho"}
+
     # --- the steps of a level, in their order -------------------------------------------------------------------
 
     def drive(self, v: Tensor, encoder: Tensor) -> Tensor:
@@ -127,7 +134,7 @@ class Parts(nn.Module):
         if self.stdp is None:
             rho = carried.before.get("rho")
             a: Tensor
-            a, carried.after["rho"] = ops.linear_attention(q, v, rho, owns_rho=carried.owned)
+            a, carried.after["rho"] = ops.linear_attention(q, v, rho, owns_rho=carried.owned, fresh=carried.fresh)
             return a
         if isinstance(self.stdp, TraceSTDP):
             names = "rho", *_SECOND_MEMORY["trace"]

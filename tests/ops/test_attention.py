@@ -34,6 +34,37 @@ def test_reference_by_hand() -> None:
     assert torch.equal(reference.quadratic_attention(q, v), a)
 
 
+def test_a_text_begins_with_an_empty_memory_by_hand() -> None:
+    q, v = torch.ones(1, 1, 4, 1), torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
+    rho, fresh = torch.full((1, 1, 1, 1), 5.0), torch.tensor([[False, False, True, False]])
+    for form in (reference.linear_attention, lambda *args: parallel.chunked(*args[:3], fresh=args[3])):
+        a, after = form(q, v, rho, fresh)
+        assert a.flatten().tolist() == [5.0, 6.0, 0.0, 100.0]
+        assert after.item() == 1100.0
+
+
+@pytest.mark.parametrize("through_time", [True, False])
+@pytest.mark.parametrize("block", [1, 3, 5, 256])
+@pytest.mark.parametrize("beginnings", [0.1, 0.5, 1.0])
+def test_texts_may_begin_anywhere(
+    beginnings: float, block: int, through_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "BLOCK", block)
+    q, v, rho = example(17)
+    fresh = torch.rand(2, 17, generator=torch.Generator().manual_seed(3)) < beginnings
+    expected = list(reference.linear_attention(q, v, rho, fresh))
+    if through_time:
+        got = list(ops.linear_attention(q, v, rho, fresh=fresh))
+        pairs = zip(gradients(got, [q, v, rho]), gradients(expected, [q, v, rho]), strict=True)
+        assert max(error(mine, theirs) for mine, theirs in pairs) <= SAME[torch.float64]
+    else:
+        with ops.without_gradient_through_time():
+            got = list(ops.linear_attention(q, v, rho, fresh=fresh))
+        assert not torch.autograd.grad(got[0].sum(), v, allow_unused=True, retain_graph=True)[0]
+    assert max(error(mine, theirs) for mine, theirs in zip(got, expected, strict=True)) <= SAME[torch.float64]
+    assert error(ops.linear_attention(q, v, rho)[0], expected[0]) > CONTROL
+
+
 @pytest.mark.parametrize("block", [1, 3, 256])
 @pytest.mark.parametrize("T", [1, 2, 7, 63])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

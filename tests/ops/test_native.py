@@ -1,6 +1,8 @@
 """The native back end against the composed levels in float64: forward, gradients, every instruction set."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 from bdh import BDH, BDHConfig, ops
 from bdh.mechanisms import k_winners
-from bdh.ops import native, native_levels, native_plan
+from bdh.ops import native, native_attention, native_levels, native_plan
 from bdh.parts import Carried
 from tolerances import CONTROL, SAME, error
 
@@ -118,7 +120,7 @@ def test_long_texts_are_read_in_chunks(T: int) -> None:
 @pytest.mark.parametrize("above", [0.0, 1.0])
 @pytest.mark.parametrize("T", [21, 131])
 def test_dense_and_sparse_gradients_of_the_drive_agree(above: float, T: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_levels, "DENSE_ABOVE", above)
+    monkeypatch.setattr(native_attention, "DENSE_ABOVE", above)
     config = shape(D=16, multiplier=16)
     check(results(entry(config, 2, T), weights(config), config))
 
@@ -154,7 +156,7 @@ def test_what_does_not_fit_is_computed_again_to_the_same_bits(
 
 def test_a_lost_state_between_chunks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     config = shape(D=16, multiplier=16)
-    monkeypatch.setattr(native_plan.Plan, "to_next_frame", lambda self, rho, direction=1: rho)
+    monkeypatch.setattr(native_plan.Plan, "turned", lambda self, rho, chunks: rho)
     found = results(entry(config, 2, 131), weights(config), config)
     assert error(found["native"][0], found["truth"][0]) > CONTROL
 
@@ -361,3 +363,115 @@ def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert ops.levels_backend(model.encoder) == "tiled"
     with ops.using("native"), pytest.raises(ValueError, match=r"not built \(test\)"):
         model(torch.arange(4)[None])
+
+
+def read_on(
+    config: BDHConfig,
+    B: int,
+    T: int,
+    before: int,
+    dtype: torch.dtype,
+    backend: str,
+    beginnings: float = 0.0,
+    through_time: bool = True,
+) -> list[torch.Tensor]:
+    """Read `before` tokens, then T more from there: logits, states, and gradients of what was read last.
+
+    A share of the tokens begins a text.
+    """
+    model = BDH.from_seed(config, 0).to(dtype).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)
+    chosen = torch.Generator().manual_seed(T)
+    text = torch.randint(256, (B, before + T), generator=chosen)
+    fresh = torch.rand(B, T, generator=chosen) < beginnings if beginnings else None
+    cut = nullcontext() if through_time else ops.without_gradient_through_time()
+    with ops.using(backend), cut:
+        state = model.advance(text[:, :before], constant=True)[1] if before else None
+        logits, after = model.advance(text[:, before:], state, constant=True, fresh=fresh)
+    pull = torch.linspace(-1, 1, logits.numel(), dtype=dtype).view_as(logits)
+    assert not any(rho.requires_grad for rho in after.rho)
+    return [logits, *after.rho, *torch.autograd.grad(logits, list(model.parameters()), pull)]
+
+
+def check_reading_on(*args: Any) -> None:
+    """The kernels go on from a state as composed operations do; these token by token in float64 are the truth."""
+    config, B, T, before, beginnings = args
+    ways = {
+        "native": ("native", torch.float32),
+        "composed": ("composed", torch.float32),
+        "truth": ("reference", torch.float64),
+    }
+    check({name: read_on(config, B, T, before, dtype, way, beginnings) for name, (way, dtype) in ways.items()})
+
+
+@given(
+    B=st.integers(1, 4),
+    T=st.integers(1, 70),
+    before=st.integers(0, 150),
+    D=st.sampled_from([6, 16, 30]),
+    H=st.sampled_from([1, 2, 3]),
+    beginnings=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+)
+def test_a_pass_goes_on_from_a_state(B: int, T: int, before: int, D: int, H: int, beginnings: float) -> None:
+    check_reading_on(shape(D, H, 2 * H), B, T, before, beginnings)
+
+
+@pytest.mark.parametrize("beginnings", [0.0, 0.02, 0.2])
+@pytest.mark.parametrize(("B", "T", "before"), [(2, 131, 0), (2, 131, 40), (1, 200, 131)])
+def test_long_texts_go_on_from_a_state_in_chunks(B: int, T: int, before: int, beginnings: float) -> None:
+    check_reading_on(shape(D=16, multiplier=16), B, T, before, beginnings)  # chunks of 32 tokens beyond 64
+
+
+@pytest.mark.parametrize("beginnings", [0.0, 0.05])
+@pytest.mark.parametrize("T", [20, 131])
+def test_without_gradient_through_time_kernels_do_as_composed_levels(T: int, beginnings: float) -> None:
+    args = shape(D=16, multiplier=16), 2, T, 40
+    ways = {"native": torch.float32, "composed": torch.float32, "truth": torch.float64}
+    found = {
+        name: read_on(*args, dtype, "composed" if name == "truth" else name, beginnings, False)
+        for name, dtype in ways.items()
+    }
+    check(found)
+    through = read_on(*args, torch.float64, "composed", beginnings, True)
+    assert torch.equal(through[0], found["truth"][0])
+    assert error(through[-1], found["truth"][-1]) > CONTROL  # of the embedding
+
+
+@pytest.mark.parametrize("T", [20, 131])
+def test_a_text_that_is_not_forgotten_is_caught(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape(D=16, multiplier=16)
+    truth = read_on(config, 2, T, 40, torch.float64, "reference", 0.1)
+    monkeypatch.setattr(native_attention, "separate", lambda scores, rows: scores)
+    assert error(read_on(config, 2, T, 40, torch.float32, "native", 0.1)[0], truth[0]) > CONTROL
+
+
+@pytest.mark.parametrize("T", [20, 131])
+def test_a_state_in_another_frame_is_caught(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape(D=16, multiplier=16)
+    truth = read_on(config, 2, T, 40, torch.float64, "composed")
+    passed = native_levels._passed
+    moved = lambda *args: passed(*args[:-1], args[-1]._replace(position=0))  # noqa: E731
+    monkeypatch.setattr(native_levels, "_passed", moved)
+    assert error(read_on(config, 2, T, 40, torch.float32, "native")[0], truth[0]) > CONTROL
+
+
+def test_a_pass_from_a_state_is_computed_again_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape(D=16, multiplier=16)
+    found = []
+    for budget in (1e12, 0.0):
+        monkeypatch.setattr(native_levels, "memory_budget", lambda budget=budget: budget)
+        found.append(read_on(config, 2, 131, 40, torch.float32, "native"))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_state_that_learns_is_not_read_by_kernels() -> None:
+    config = shape()
+    model = BDH.from_seed(config, 0).train()
+    text = torch.arange(24).view(2, 12)
+    with ops.using("native"):
+        state = model.advance(text[:, :6])[1]
+        loss = model.advance(text[:, 6:], state)[0].square().sum()
+    through = torch.autograd.grad(loss, state.rho)
+    assert all(part.abs().sum() > 0 for part in through)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bdh import BDH, BDHConfig, ops
 from bdh.lens.density import density
-from bdh.ops import native, native_levels
+from bdh.ops import native, native_attention
 from bdh.planning import work
 from bdh.planning.work import AT_RANDOM, TRAINED, Activity
 
@@ -55,7 +55,7 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("dense_above", [0.0, 1.0])
 def test_products_of_native_passes_are_counted(T: int, dense_above: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dense ones exactly; what the kernels do, by the entries that fire."""
-    for module in (work, native_levels):
+    for module in (work, native_attention):
         monkeypatch.setattr(module, "DENSE_ABOVE", dense_above)
     model = BDH.from_seed(SHAPE, 0)
     with Products() as products:

@@ -100,16 +100,30 @@ def test_losses_on_activity_are_reported_apart_and_lower_it(tmp_path: Path) -> N
     assert strength(after) < 0.7 * strength(before)
 
 
+def test_a_window_in_pieces_costs_what_it_costs_in_one() -> None:
+    model = BDH.from_seed(BDHConfig(**(SHAPE | {"dropout": 0.0})), 0)
+    losses = ActivityLosses(model.config, TrainConfig(sparse_weight=2.0))
+    idx = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+    model(idx, tap=losses)
+    whole = losses.take()
+    state = None
+    for piece in idx.split([4, 26], dim=1):
+        _, state = model.advance(piece, state, tap=losses)
+    assert error(losses.take().detach(), whole.detach()) < SAME[torch.float32]
+
+
 def test_activity_losses_are_those_of_their_equations() -> None:
     config = BDHConfig(**(SHAPE | KINDS["lif"] | {"dropout": 0.0}))
     model = BDH.from_seed(config, 0)
     losses = ActivityLosses(config, TrainConfig(sparse_weight=2.0, rate_weight=5.0))
     idx = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+    model(idx[:, :12], tap=losses)
+    losses.take()  # of another window
     model(idx, tap=losses)
-    model(idx, tap=losses)  # one pass counts, not both
     x = [level.to_dense() for level in model.get_sparse_activations(idx)]
     rates = [level.to_dense().mean((0, 1)) for level in model.get_spikes(idx)]
     expected = 2.0 * sum(map(sparsity_loss, x)) / 2 + 5.0 * sum(rate_loss(r, 0.1) for r in rates) / 2
-    assert error(losses.total().detach(), expected) < SAME[torch.float32]
-    losses.total().backward()
+    total = losses.take()
+    assert error(total.detach(), expected) < SAME[torch.float32]
+    total.backward()
     assert model.encoder.grad.norm() > 0

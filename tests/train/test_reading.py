@@ -1,6 +1,8 @@
 """What a step reads and remembers: as one long pass would, value and gradient, row by row."""
 
+import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from bdh import BDH, BDHConfig, TrainConfig, ops
 from bdh.config import preset
 from bdh.data import Corpus
 from bdh.model import cross_entropy
+from bdh.ops import native
 from bdh.sections import LIF, HiPPOMemory
 from bdh.train import Run, fit, manifest
 from bdh.train.reading import Reading
@@ -47,72 +50,89 @@ def model_of(config: BDHConfig = SHAPE) -> BDH:
 def test_losses_are_those_of_whole_documents(config: BDHConfig) -> None:
     model = model_of(config).eval()
     reading = Reading(Copies(model, TRAIN), CORPUS, TRAIN)
-    total = scored = 0.0
-    resets = 0
+    losses: list[float] = []
+    scored = inside = 0
     with torch.no_grad():
         for step in range(reading.order.steps_per_epoch):
             (batch,) = reading.order.passes(step)
-            resets += int(batch.fresh[0] != batch.fresh[1])
+            inside += int(batch.fresh[:, 1:].sum())
             ((loss, weight),) = reading.losses(step, {})
             assert weight == 1
-            count = int((batch.targets >= 0).sum())
-            total += loss.item() * count
-            scored += count
-        assert resets, "no step began a document in one row and went on in the other"
+            losses.append(loss.item())
+            scored += batch.targets.numel()
+        assert inside > 1, "no document began inside a window"
         # what the rows read: documents from their beginning, save the one in which the second row began
         expected = _explicit(model, reading)
-    assert total == pytest.approx(expected[0], rel=1e-9)
+    size = batch.targets.numel()
+    assert sum(losses) * size == pytest.approx(expected[0], rel=1e-9)
     assert scored == expected[1]
     # a control: with no memory carried the losses are others
     with torch.no_grad():
-        forgetful = 0.0
-        for step in range(reading.order.steps_per_epoch):
-            (batch,) = reading.order.passes(step)
-            forgetful += model(batch.idx, batch.targets)[1].item() * int((batch.targets >= 0).sum())
-    assert abs(forgetful - total) > CONTROL * total
+        batches = [next(iter(reading.order.passes(step))) for step in range(reading.order.steps_per_epoch)]
+        forgetful = [model(batch.idx, batch.targets)[1].item() for batch in batches]
+    assert max(abs(mine - other) for mine, other in zip(losses, forgetful, strict=True)) > 0.01
 
 
 def _explicit(model: BDH, reading: Reading) -> tuple[float, int]:
     """Loss and count of the same documents, each read in one pass."""
-    order, B = reading.order, 2
-    texts: list[list[int]] = []
-    rows: list[list[int]] = [[] for _ in range(B)]
-    for step in range(order.steps_per_epoch):
-        (batch,) = order.passes(step)
-        for row in range(B):
-            kept = batch.targets[row] >= 0
-            if batch.fresh[row]:
-                rows[row] = [int(batch.idx[row, 0])]
-                texts.append(rows[row])
-            rows[row] += batch.targets[row][kept].tolist()
-    total, count = 0.0, 0
-    for text in texts:
-        idx = torch.tensor([text])
-        total += cross_entropy(model(idx[:, :-1])[0], idx[:, 1:]).item() * (len(text) - 1)
-        count += len(text) - 1
-    return total, count
+    texts: list[tuple[list[int], list[int]]] = []
+    rows: list[tuple[list[int], list[int]]] = [([], []), ([], [])]
+    for step in range(reading.order.steps_per_epoch):
+        (batch,) = reading.order.passes(step)
+        for row in range(2):
+            for token, target, begins in zip(*(part[row].tolist() for part in batch[:3]), strict=True):
+                if begins:
+                    rows[row] = ([], [])
+                    texts.append(rows[row])
+                rows[row][0].append(token)
+                rows[row][1].append(target)
+    total = 0.0
+    for idx, targets in texts:
+        total += cross_entropy(model(torch.tensor([idx]))[0], torch.tensor([targets])).item() * len(idx)
+    return total, sum(len(idx) for idx, _ in texts)
 
 
 def test_gradients_inside_a_window_are_those_of_one_pass_after_a_detached_beginning() -> None:
     model = model_of()
     reading = Reading(Copies(model, TRAIN), CORPUS, replace(TRAIN, batch_size=1))
     steps = [next(iter(reading.order.passes(step))) for step in range(6)]
-    at = next(n for n in range(1, 6) if not steps[n].fresh[0])
+    # a window that goes on with a document of which a window was read, or more
+    at = next(n for n in range(1, 6) if not (steps[n - 1].fresh[0, 1:].any() or steps[n].fresh.any()))
     with torch.no_grad():
         for step in range(at):
             list(reading.losses(step, {}))
     ((loss, _),) = reading.losses(at, {})
     got = torch.autograd.grad(loss, list(model.parameters()))
-    first = max(n for n in range(at + 1) if steps[n].fresh[0])
-    prefix = torch.cat([steps[n].idx for n in range(first, at)], dim=1)
+    read = torch.cat([steps[n].idx for n in range(at)], dim=1)
+    begin = int(torch.cat([steps[n].fresh for n in range(at)], dim=1)[0].nonzero().max())
     with torch.no_grad():
-        _, state = model.advance(prefix)
+        _, state = model.advance(read[:, begin:])
     logits, _ = model.advance(steps[at].idx, state.detach())
     expected = torch.autograd.grad(cross_entropy(logits, steps[at].targets), list(model.parameters()))
     alone = torch.autograd.grad(model(steps[at].idx, steps[at].targets)[1], list(model.parameters()))
     for mine, theirs, control in zip(got, expected, alone, strict=True):
         assert error(mine, theirs) <= 1e3 * SAME[torch.float64]
         assert mine.norm() == 0 or error(control, theirs) > CONTROL
+
+
+@pytest.mark.parametrize("config", [SHAPE, HATCHING], ids=["bdh", "hatching"])
+def test_gradients_of_texts_that_begin_inside_a_window_are_those_of_each_alone(config: BDHConfig) -> None:
+    model = model_of(config)
+    reading = Reading(Copies(model, TRAIN), CORPUS, replace(TRAIN, batch_size=1, block_size=60))
+    ((loss, _),) = reading.losses(0, {})
+    got = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    (batch,) = reading.order.passes(0)
+    cuts = [*batch.fresh[0].nonzero().flatten().tolist(), 60]
+    assert len(cuts) > 3
+    alone = [
+        cross_entropy(model(batch.idx[:, a:b])[0], batch.targets[:, a:b]) * (b - a) / 60 for a, b in pairwise(cuts)
+    ]
+    expected = torch.autograd.grad(sum(alone), list(model.parameters()), allow_unused=True)
+    leaking = torch.autograd.grad(model(batch.idx, batch.targets)[1], list(model.parameters()), allow_unused=True)
+    for mine, theirs, control in zip(got, expected, leaking, strict=True):
+        if theirs is not None and theirs.norm() > 0:
+            assert error(mine, theirs) <= 1e3 * SAME[torch.float64]
+            assert error(control, theirs) > CONTROL
 
 
 @pytest.mark.parametrize("config", [SHAPE, HATCHING], ids=["bdh", "hatching"])
@@ -206,8 +226,27 @@ def test_what_cannot_be_is_refused(config: BDHConfig, train: TrainConfig, said: 
         Reading(Copies(BDH.from_seed(config, 0), TRAIN), CORPUS, train)
 
 
+@pytest.mark.skipif(not native.available(), reason=f"native back end {native.why_not}")
+def test_kernels_carry_a_memory_as_composed_levels_do(tmp_path: Path) -> None:
+    curves = []
+    for backend in ("native", "composed"):
+        run = Run(tmp_path / backend)
+        fit(BDH.from_seed(SHAPE, 0), CORPUS, replace(TRAIN, backend=backend), run)
+        records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+        curves.append([record["train_loss"] for record in records if "train_loss" in record])
+    assert len(curves[0]) == TRAIN.max_steps
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5, rel=0)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"backend": "native"}, {"backend": "tiled"}, {"compile": True}, {"batches": "rivers"}, {"bptt": "all"}]
+    "wrong",
+    [
+        {"backend": "tiled"},
+        {"backend": "tiled", "batches": "windows", "bptt": "none"},
+        {"compile": True},
+        {"batches": "rivers"},
+        {"bptt": "all"},
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):

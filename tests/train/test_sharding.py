@@ -1,17 +1,19 @@
 """Weights cut over ranks train as whole ones, and their checkpoints become models."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bdh import BDHConfig, checkpoint
+from bdh import BDH, BDHConfig, checkpoint
 from bdh.checkpoint import CheckpointError
 from bdh.cli import main
-from bdh.train import sharding
+from bdh.data import Prompting, train_bpe
+from bdh.train import Run, fit, joined, sharding
 from ranks import on_ranks
-from small_training import CURVE, SHAPE, curve, trained
+from small_training import CURVE, SHAPE, TRAIN, corpus, curve, quiet, trained
 
 
 @pytest.mark.parametrize("train", [{"grad_acc_steps": 2}, {"batches": "streams"}], ids=["windows", "streams"])
@@ -35,6 +37,26 @@ def test_a_checkpoint_is_resumed_by_more_ranks_and_becomes_a_model(tmp_path: Pat
         torch.testing.assert_close(
             checkpoint.load(tmp_path / "model").state_dict()[name], value, atol=CURVE, rtol=CURVE
         )
+
+
+def taught(path: Path) -> None:
+    """Train a model whose tokens are no bytes, and that is to be asked by a template."""
+    model = BDH.from_seed(BDHConfig.from_dict(SHAPE | {"vocab_size": 300}), 0)
+    words = train_bpe(iter([b"the cat sat on the mat. " * 40]), 270)
+    text = replace(corpus(), tokenizer=words, prompting=Prompting("short", 0))
+    with joined(parallel="fsdp") as world:
+        fit(model, text, replace(TRAIN, max_steps=3), Run(path), quiet(), world=world)
+
+
+def test_a_model_keeps_its_tokens_and_how_it_is_asked(tmp_path: Path) -> None:
+    assert on_ranks(2, taught, tmp_path / "run") == [None] * 2
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(tmp_path / "run"), str(tmp_path / "model")])
+    assert end.value.code == 0
+    words = checkpoint.load_tokenizer(tmp_path / "model")
+    assert words.encode("the cat").tolist() == checkpoint.load_tokenizer(tmp_path / "run").encode("the cat").tolist()
+    assert len(words.encode("the cat")) < 7
+    assert checkpoint.load_prompting(tmp_path / "model") == Prompting("short", 0)
 
 
 def test_a_nan_in_the_gradient_of_one_rank_stops_all(tmp_path: Path) -> None:

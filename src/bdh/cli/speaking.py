@@ -14,7 +14,7 @@ from bdh.cli.shared import json_text, open_model
 from bdh.data import Prompting, Tokenizer, read_tokenizer
 from bdh.foreign import import_checkpoint
 from bdh.train.run import environment
-from bdh.train.stopping import stop_requests
+from bdh.train.stopping import leaving_on_sigterm, stop_requests
 
 
 def generate(
@@ -37,7 +37,7 @@ def generate(
     Args:
         model: run directory, checkpoint directory or .pt file.
         prompt: text to continue; - reads it from standard input.
-        max_new_tokens: how many tokens (bytes, unless trained with others) to make.
+        max_new_tokens: how many tokens (bytes, unless trained with others) at most: the end of a document ends it.
         temperature: 0 always takes the most likely byte, 1 samples as the model believes.
         top_k: choose among the k most likely bytes only.
         top_p: choose among the fewest bytes that together have probability p.
@@ -68,7 +68,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=stop,
-        end=asked.end if asked else None,
+        end=asked.end if asked else tokenizer.separator,
         tokenizer=tokenizer,
         state=before,
         precision=precision,
@@ -115,22 +115,24 @@ def chat(
     before = checkpoint.load_state(memory, hatchling) if memory and memory.exists() else None
     sampling = generation.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     talk = Conversation(hatchling, asked, tokenizer, state=before, sampling=sampling)
-    try:
-        for turn in _turns():
-            with stop_requests() as stop, contextlib.closing(talk.reply(turn, max_new_tokens)) as pieces:
-                said = ""
-                for piece in pieces:
-                    said += piece
-                    print("" if json else piece, end="", flush=True)
-                    if stop:
-                        break
-            print(json_text({"turn": turn, "answer": said}) if json else "", flush=True)
-            if stop:
-                return 0 if stop[0] == "SIGTERM" else 130
-    finally:
-        if memory:
-            checkpoint.save_state(talk.state, memory, hatchling)
-            print(f"bdh: {talk.state.position:,} tokens remembered in {memory}", file=sys.stderr)
+    with leaving_on_sigterm():
+        try:
+            for turn in _turns():
+                with stop_requests() as stop, contextlib.closing(talk.reply(turn, max_new_tokens)) as pieces:
+                    said = ""
+                    for piece in pieces:
+                        said += piece
+                        print("" if json else piece, end="", flush=True)
+                        if stop:
+                            break
+                print(json_text({"turn": turn, "answer": said}) if json else "", flush=True)
+                if stop:
+                    return 0 if stop[0] == "SIGTERM" else 130
+        finally:
+            if memory:
+                with stop_requests():  # not in the middle of it
+                    checkpoint.save_state(talk.state, memory, hatchling)
+                print(f"bdh: {talk.state.position:,} tokens remembered in {memory}", file=sys.stderr)
     return 0
 
 
@@ -155,6 +157,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
     """
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
+    asked = None
     if source.is_dir():
         from bdh.train import sharding  # half a second of imports
 
@@ -164,6 +167,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
                 f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp or neurons"
             )
         model, words = sharding.merge(directory), words or checkpoint.load_tokenizer(directory)
+        asked = checkpoint.load_prompting(directory)
     else:
         model = import_checkpoint(source, n_layer=n_layer)
     if words is not None and words.vocab_size > model.config.vocab_size:
@@ -171,7 +175,7 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
             f"{tokenizer} has {words.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
             "give the tokenizer that it was trained with"
         )
-    checkpoint.save(model, out, words)
+    checkpoint.save(model, out, words, asked)
     print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
     return 0
 

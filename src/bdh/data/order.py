@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bdh.config import TrainConfig
 from bdh.data.shards import TokenShards
-from bdh.data.streams import NOT_SCORED, Tokens, random_windows
+from bdh.data.streams import Tokens, random_windows
 
 SCANNED = 2**24
 """Tokens that are looked at together for separators."""
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     targets: Tensor
     """(B, T) the tokens after them; `NOT_SCORED` where there is none."""
     fresh: Tensor | None
-    """(B,) which rows begin anew; None where all do, at every pass."""
+    """(B, T) where texts begin; None where every row is one, read from an empty memory."""
     weight: float | None = None
     """Share of the loss of the step; None: that of the scored tokens."""
 
@@ -80,11 +80,10 @@ class RandomWindows:
 class DocumentStreams:
     """Documents read in order, each row of the batch one after the other, and their memory carried on.
 
-    Every document is cut into windows of T tokens, the last of which is padded with what no loss counts; token k T + i
-    of a document is read at place i of its window k and its successor is the target, so each token but the first is
-    predicted once. The windows of all documents, these shuffled anew in every epoch, form one list; row b begins at
-    b / B of it and reads one window per step. A document is never split over rows that are read at the same time, save
-    where a row begins inside it; it is then read from there on as one that has just begun.
+    The documents, shuffled anew in every epoch, are one long line; row b begins at b / B of it and reads T tokens per
+    step. A document may begin and end anywhere in a window, so there is no padding. The target of a token is what
+    follows it in the text: that of the last one of a document is the separator of the next. A row that begins inside
+    a document reads from there on as one that has just begun.
 
     Args:
         tokens: (n,) the text.
@@ -95,16 +94,15 @@ class DocumentStreams:
         passes: of one step; each has rows of its own, so that B is batch_size times passes.
 
     Raises:
-        ValueError: fewer windows than rows.
+        ValueError: fewer tokens than one step reads.
 
     Examples:
-        >>> streams = DocumentStreams(np.arange(7), [0, 4], seed=0, batch_size=1, block_size=2)
-        >>> for step in range(3):
+        >>> streams = DocumentStreams(np.arange(8), [0, 4], seed=0, batch_size=1, block_size=3)
+        >>> for step in range(2):
         ...     batch = next(streams.passes(step))
         ...     print(batch.idx.tolist(), batch.targets.tolist(), batch.fresh.tolist())
-        [[0, 1]] [[1, 2]] [True]
-        [[2, 0]] [[3, -100]] [False]
-        [[4, 5]] [[5, 6]] [True]
+        [[0, 1, 2]] [[1, 2, 3]] [[True, False, False]]
+        [[3, 4, 5]] [[4, 5, 6]] [[False, True, False]]
     """
 
     def __init__(
@@ -119,37 +117,33 @@ class DocumentStreams:
     ) -> None:
         self._tokens, self._seed, self._block, self._passes = tokens, seed, block_size, passes
         self._starts = np.asarray(starts, np.int64)
-        ends = np.append(self._starts[1:], len(tokens))
-        self._lengths = ends - self._starts
-        self._windows = np.maximum(self._lengths - 1, 0) // block_size + ((self._lengths - 1) % block_size > 0)
-        self.total = int(self._windows.sum())
-        """Windows of all documents."""
+        # the very last token has no successor, and is not read
+        self._lengths = np.append(self._starts[1:], len(tokens) - 1) - self._starts
+        self.total = int(self._lengths.sum())
+        """Tokens that have a successor."""
         self.rows = batch_size * passes
-        if self.total < self.rows:
+        self.steps_per_epoch = self.total // self.rows // block_size
+        if self.steps_per_epoch < 1:
             raise ValueError(
-                f"batch_size * grad_acc_steps = {self.rows} rows: expected at most the {self.total} windows of "
-                f"{block_size} tokens that the text has; lower it or block_size"
+                f"batch_size * grad_acc_steps = {self.rows} rows of {block_size} tokens: expected at most the "
+                f"{self.total:,} that the text has; lower it or block_size"
             )
-        self.steps_per_epoch = self.total // self.rows
         self._epoch = -1
-
-    @property
-    def padding(self) -> float:
-        """Share of places that hold no token to learn from."""
-        return 1 - float(np.maximum(self._lengths - 1, 0).sum()) / (self.total * self._block)
 
     def passes(self, step: int) -> Iterator[Batch]:
         """Yield what the passes of a step read."""
         epoch, at = divmod(step, self.steps_per_epoch)
         self._begin(epoch)
-        window = np.arange(self.rows) * self.total // self.rows + at  # (B,) in the list of all
-        place = np.searchsorted(self._last, window, side="right")
-        document = self._order[place]
-        inside = window - (self._last[place] - self._windows[document])
-        begin = self._starts[document] + inside * self._block
-        length = np.minimum(self._lengths[document] - 1 - inside * self._block, self._block)  # targets
-        idx, targets = self._read(begin, length)
-        fresh = torch.from_numpy((inside == 0) | (at == 0))
+        first = np.arange(self.rows) * self.total // self.rows + at * self._block
+        place = first[:, None] + np.arange(self._block)  # (B, T) in the line
+        number = np.searchsorted(self._ends, place, side="right")
+        document = self._order[number]
+        inside = place - (self._ends[number] - self._lengths[document])
+        where = self._starts[document] + inside  # in the text
+        idx, targets = (torch.from_numpy(self._tokens[at].astype(np.int64)) for at in (where, where + 1))
+        fresh = torch.from_numpy(inside == 0)
+        if at == 0:
+            fresh[:, 0] = True
         size = self.rows // self._passes
         for rows in (slice(first, first + size) for first in range(0, self.rows, size)):
             yield Batch(idx[rows], targets[rows], fresh[rows])
@@ -159,16 +153,8 @@ class DocumentStreams:
             # raw words, because NumPy keeps those the same for ever; a stable sort of them is a shuffle
             words = np.random.Philox(key=self._seed, counter=epoch << 128).random_raw(len(self._starts))
             self._order = np.argsort(words, kind="stable")
-            self._last = np.cumsum(self._windows[self._order])
+            self._ends = np.cumsum(self._lengths[self._order])
             self._epoch = epoch
-
-    def _read(self, begin: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Copy windows out of the text: (B,) each -> idx, targets (B, T)."""
-        steps = np.arange(self._block + 1)
-        there = steps <= length[:, None]
-        found = self._tokens[np.where(there, begin[:, None] + steps, begin[:, None])].astype(np.int64)
-        idx, targets = np.where(there[:, 1:], found[:, :-1], 0), np.where(there[:, 1:], found[:, 1:], NOT_SCORED)
-        return torch.from_numpy(idx), torch.from_numpy(targets)
 
 
 def cut_documents(starts: npt.ArrayLike, total: int, longest: int) -> npt.NDArray[np.int64]:

@@ -33,21 +33,35 @@ def dense(q: Tensor, v: Tensor, k: Tensor | None = None) -> Tensor:
 
 
 def chunked(
-    q: Tensor, v: Tensor, rho: Tensor | None, k: Tensor | None = None, *, owns_rho: bool = False
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, v: Tensor, rho: Tensor | None, k: Tensor | None = None, *, owns_rho: bool = False,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Linear form: quadratic inside a block, state between blocks; keys k that are not the queries may be given.
 
     Cost per head: T C/2 (K + D) + 2 T K D multiply-adds. With `owns_rho` the state is updated in its own
     memory, which saves writing a second copy of it at every call.
     """
     T = q.shape[2]
+    # the number (B, 1, T, 1) of the text that a token is of, and of the one that rho is of
+    text = None if fresh is None else fresh.cumsum(1)[:, None, :, None]
+    of_rho: Tensor | int = 0
     rows = []
     for start in range(0, T, BLOCK):
         q_c, v_c = q[:, :, start : start + BLOCK], v[:, None, start : start + BLOCK]
         k_c = q_c if k is None else k[:, :, start : start + BLOCK]
-        row = (own_scores(q_c) if k is None else q_c @ k_c.mT).tril(-1) @ v_c
-        if rho is not None:
-            row = row + q_c @ rho
+        scores = (own_scores(q_c) if k is None else q_c @ k_c.mT).tril(-1)
+        if text is None:
+            row = scores @ v_c
+            if rho is not None:
+                row = row + q_c @ rho
+        else:
+            text_c = text[:, :, start : start + BLOCK]
+            row = (scores * (text_c == text_c.mT)) @ v_c
+            last = text_c[:, :, -1:]
+            if rho is not None:
+                row = row + (q_c * (text_c == of_rho)) @ rho
+                rho, owns_rho = rho * (last == of_rho), True
+            k_c, of_rho = k_c * (text_c == last), last
         rows.append(row)
         write = k_c.mT @ v_c
         rho = write if rho is None else rho.add_(write) if owns_rho else rho + write

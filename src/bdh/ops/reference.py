@@ -12,7 +12,9 @@ from bdh.ops.lif import Neurons, Scan
 from bdh.ops.surrogate import spike_function
 
 
-def linear_attention(q: Tensor, v: Tensor, rho: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def linear_attention(
+    q: Tensor, v: Tensor, rho: Tensor | None = None, fresh: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Causal linear attention, one token at a time, read before write (paper, Eq. 8):
 
         a_t = q_t rho_{t-1},    rho_t = rho_{t-1} + q_t^T v_t
@@ -21,6 +23,7 @@ def linear_attention(q: Tensor, v: Tensor, rho: Tensor | None = None) -> tuple[T
         q: (B, H, T, K) rotated activations, queries and keys in one.
         v: (B, T, D) values, shared by the heads.
         rho: (B, H, K, D) state before the first token; None is zero.
+        fresh: (B, T) tokens with which a text begins; before these rho is emptied.
 
     Returns:
         a (B, H, T, D) and the state after the last token (B, H, K, D).
@@ -31,6 +34,8 @@ def linear_attention(q: Tensor, v: Tensor, rho: Tensor | None = None) -> tuple[T
     reads = []
     for t in range(T):
         q_t, v_t = q[:, :, t : t + 1], v[:, None, t : t + 1]  # (B, H, 1, K), (B, 1, 1, D)
+        if fresh is not None:
+            rho = torch.where(fresh[:, t, None, None, None], 0.0, rho)
         reads.append(q_t @ rho)
         rho = rho + q_t.mT @ v_t
     return torch.cat(reads, dim=2), rho

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bdh.config import BDHConfig
-from bdh.ops.native_levels import CAUSAL, DENSE_ABOVE
+from bdh.ops.native_attention import CAUSAL, DENSE_ABOVE
 from bdh.planning.activations import Form, blocks_of, form_of, tiles
 
 

@@ -136,8 +136,8 @@ class Training:
         shape, tokens = model.config, config.batch_size // self.sharing.rows.size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
-        if config.bptt == "none" or config.batches == "streams":
-            path = "PyTorch operations (no other path carries a memory or cuts gradients)"
+        if (config.bptt == "none" or config.batches == "streams") and not path.startswith("native"):
+            path = "PyTorch operations (no other path here carries a memory or cuts gradients)"
         if not shape.released:
             path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"
         if self.sharing.neurons.size > 1:
@@ -220,7 +220,7 @@ class Training:
             for loss, weight in self.reading.losses(self.step, tap):
                 # the way back is not under autocast: it takes the types of the way there
                 with torch.autocast(self.device.type, enabled=False):
-                    self.scaler.scale((loss + self.activity.total()) * weight).backward()
+                    self.scaler.scale((loss + self.activity.take()) * weight).backward()
                 total += loss.detach() * weight
         if self.world.size > 1:
             self.unsound = self.sharing.add_up(total)

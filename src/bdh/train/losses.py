@@ -10,7 +10,7 @@ from bdh.mechanisms import firing_rates, rate_loss, sparsity_loss
 
 
 class ActivityLosses:
-    """A tap that adds up, over the levels of one pass, what activity costs.
+    """A tap that adds up, over the levels and tokens of a window, what activity costs.
 
         L_sparse = mean over levels of mean |x|,    L_rate = mean over levels of mean_i (r_i - r*)^2
 
@@ -31,7 +31,9 @@ class ActivityLosses:
         self.target, self.levels = model.lif.rate, model.n_layer
         self.weights = {"sparse": train.sparse_weight, "rate": train.rate_weight}
         self.now: dict[str, Tensor] = {}
-        """Of the pass that is under way."""
+        """Of the last window."""
+        self._sums: dict[str, Tensor] = {}
+        self._tokens = 0
 
     @property
     def wanted(self) -> bool:
@@ -41,16 +43,19 @@ class ActivityLosses:
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """Add up, and hand the tensor on unchanged."""
         if name == "embed":
-            self.now = {}
+            self._tokens += tensor.shape[1]
         elif name.endswith(".x_sparse") and self.weights["sparse"]:
-            self._add("sparse", sparsity_loss(tensor))
+            self._add("sparse", sparsity_loss(tensor), tensor.shape[2])
         elif name.endswith(".spikes") and self.weights["rate"]:
-            self._add("rate", rate_loss(firing_rates(tensor), self.target))
+            self._add("rate", rate_loss(firing_rates(tensor), self.target), tensor.shape[2])
         return tensor
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self.now[name] = self.now.get(name, torch.zeros_like(value)) + value / self.levels
+    def _add(self, name: str, value: Tensor, tokens: int) -> None:
+        # a window may be read in pieces: each counts by its tokens
+        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value * tokens / self.levels
 
-    def total(self) -> Tensor | float:
-        """Return the weighted sum for the pass that has just ended."""
+    def take(self) -> Tensor | float:
+        """Return the weighted sum for the window that was read since the last call, and begin anew."""
+        self.now = {name: value / self._tokens for name, value in self._sums.items()}
+        self._sums, self._tokens = {}, 0
         return sum((self.weights[name] * value for name, value in self.now.items()), start=0.0)

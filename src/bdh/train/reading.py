@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,10 +84,8 @@ class Reading:
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device
         idx, targets = batch.idx.to(device), batch.targets.to(device)
-        if self.config.bptt == "none":
-            with ops.without_gradient_through_time():
-                return self._read(number, idx, targets, batch.fresh, tap)
-        with ops.using(self.config.backend):
+        cut = ops.without_gradient_through_time() if self.config.bptt == "none" else contextlib.nullcontext()
+        with cut, ops.using(self.config.backend):
             return self._read(number, idx, targets, batch.fresh, tap)
 
     def _read(self, number: int, idx: Tensor, targets: Tensor, fresh: Tensor | None, tap: dict[str, Any]) -> Tensor:
@@ -93,10 +93,28 @@ class Reading:
             loss: Tensor = self._loss_of(idx, targets, **tap)[1]
             return loss
         state = self.states[number]
-        if state is not None:
-            empty = self.model.parts.silence(len(idx), state.position)
-            levels = [{name: part.to(idx.device) for name, part in empty.items()}] * self.model.config.n_layer
-            state = state.where(fresh.to(idx.device), State.of_levels(levels, state.position))
-        logits, after = self.model.advance(idx, state, **tap)
+        if self.model.parts.forgets:
+            begins = fresh.to(idx.device) if bool(fresh.any()) else None
+            logits, after = self.model.advance(idx, state, constant=True, fresh=begins, **tap)
+        else:
+            logits, after = self._in_pieces(idx, state, fresh, tap)
         self.states[number] = after.detach()
         return cross_entropy(logits, targets)
+
+    def _in_pieces(self, idx: Tensor, state: State | None, fresh: Tensor, tap: dict[str, Any]) -> tuple[Tensor, State]:
+        """Read from one beginning of a text to the next one, of whichever row; between, that row falls silent.
+
+        Exact for every mechanism, and slow where many texts begin.
+        """
+        cuts = sorted({0, *fresh.any(0).nonzero().flatten().tolist(), idx.shape[1]})
+        logits = []
+        for start, stop in pairwise(cuts):
+            begins = fresh[:, start].to(idx.device)
+            if state is not None and bool(begins.any()):
+                empty = self.model.parts.silence(len(idx), state.position)
+                levels = [{name: part.to(idx.device) for name, part in empty.items()}] * self.model.config.n_layer
+                state = state.where(begins, State.of_levels(levels, state.position))
+            part, state = self.model.advance(idx[:, start:stop], state, **tap)
+            logits.append(part)
+        assert state is not None
+        return torch.cat(logits, 1), state
