@@ -140,7 +140,9 @@ def test_what_is_sent_to_disk_is_counted_with_mechanisms(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("variant", ["bdh", "hatching"])
 def test_what_the_rows_of_streams_carry_is_counted(variant: str, tmp_path: Path) -> None:
-    config = replace(SMALL, variant=variant)
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 10, "dropout": 0.0}
+    config = BDHConfig(variant=variant, **shape)
+    assert config.released == (variant == "bdh")
     train = replace(TRAIN, batches="streams", grad_acc_steps=2, block_size=24)
     plan = planning.make(config, train)
     text = np.arange(400, dtype=np.uint8) % 100
@@ -151,15 +153,19 @@ def test_what_the_rows_of_streams_carry_is_counted(variant: str, tmp_path: Path)
     assert plan.carried_bytes == sum(state.nbytes for state in states) == 4 * plan.state_bytes
     files = list((tmp_path / "checkpoints" / "step-00000003").glob("*"))
     assert plan.checkpoint_bytes <= sum(file.stat().st_size for file in files) < plan.checkpoint_bytes + 9000  # headers
-    assert (plan.path, list(plan.activation_bytes)) == ("composed", ["composed"])
+    assert plan.path == ("native" if variant == "bdh" and native.available() else "composed")
+    assert "tiled" not in plan.activation_bytes
     windows = planning.make(config, replace(train, batches="windows"))
     assert windows.carried_bytes == 0
     assert plan.phase_bytes["evaluation"] - windows.phase_bytes["evaluation"] == plan.carried_bytes
 
 
-def test_gradients_that_end_at_the_window_are_composed() -> None:
-    plan = planning.make(SMALL, replace(TRAIN, bptt="none"))
-    assert (plan.path, plan.carried_bytes) == ("composed", 0)
+@pytest.mark.parametrize("change", [{"bptt": "none"}, {"batches": "streams"}])
+def test_without_kernels_what_is_not_tiled_is_composed(change: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "why_not", "not built")
+    assert planning.make(SMALL, TRAIN).path == "tiled"  # the control
+    assert planning.make(SMALL, replace(TRAIN, **change)).path == "composed"
 
 
 def test_a_plan_for_devices_names_the_rows_states() -> None:

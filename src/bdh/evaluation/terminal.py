@@ -127,9 +127,7 @@ def short(found: Estimate) -> str:
 
 def print_choices(found: Choices, console: Console) -> None:
     """Print how many questions were answered rightly."""
-    console.print(
-        f"\nmultiple choice: {found.questions:,} question{'s' * (found.questions > 1)}; guessing {100 * found.chance:.1f} %"
-    )
+    console.print(f"\nmultiple choice, questions: {found.questions:,}; guessing {100 * found.chance:.1f} %")
     rows = (
         ("accuracy", found.accuracy, found.interval),
         ("accuracy per byte", found.accuracy_per_byte, found.interval_per_byte),

@@ -71,8 +71,8 @@ def phases(
     windows = max(1, min(train.batch_size, EVALUATED // (T * config.n_neurons)))
     if train.eval_windows is not None:
         windows = min(train.eval_windows, windows)
-    # what the rows of a pass remembered before is there until all levels have what they remember after
-    before = carried // train.grad_acc_steps
+    # the kernels read what the rows of a pass remembered before, and leave another; composed passes count it as kept
+    before = carried // train.grad_acc_steps if path == "native" else 0
     training = always + before + round(held * _training(config, train, path, density, e))
     return {
         "training": training,

@@ -120,8 +120,10 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
         "native, random weights": work.native_training(model, train.block_size, random),
         "native, trained": work.native_training(model, train.block_size, trained),
     }
-    if not model.released or streams or train.bptt == "none":  # of the paths that are left, one
+    if not model.released:  # of the paths that are left, one
         kept, flop = {path: kept[path]}, {"dense": flop["dense"]}
+    elif not _tiles(train):
+        del kept["tiled"]
     again = activations.computed_again(model, train.batch_size, train.block_size, density=random.x)
     native = f"native, {'levels computed again' if again else 'random weights'}"
     return Plan(
@@ -148,11 +150,17 @@ def path_of(model: BDHConfig, train: TrainConfig, device: torch.device, dtype: t
     """Return how `fit` computes a training pass."""
     if train.compile or train.backend == "reference":
         return "composed" if train.compile else "reference"
-    if not model.released or train.batches == "streams" or train.bptt == "none":
+    if not model.released:
         return "composed"
     activities = model.activities(train.batch_size * train.block_size)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), ops.using(train.backend):
-        return ops.levels_backend(torch.empty((), device=device), activities=activities)
+        path = ops.levels_backend(torch.empty((), device=device), activities=activities)
+    return "composed" if path == "tiled" and not _tiles(train) else path
+
+
+def _tiles(train: TrainConfig) -> bool:
+    """Whether the tiled path can be taken: it carries no memory and cuts no gradients."""
+    return train.batches == "windows" and train.bptt == "window"
 
 
 def _kept(model: BDHConfig, train: TrainConfig, random: Activity, trained: Activity, e: int) -> dict[str, int]:
