@@ -8,14 +8,10 @@ from typing import Annotated
 
 from rich.console import Console
 
-from bdh import checkpoint
-from bdh import finetune as tuning
 from bdh.arguments import FLAT, FinetuneArgs, SftArgs
 from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.data import load_examples
 from bdh.data.terminal import showing
-from bdh.lowrank import add_low_rank
-from bdh.train import Reporter, Run
 
 SHOWN = 3
 """Held-out prompts whose answers are shown."""
@@ -23,6 +19,11 @@ SHOWN = 3
 
 def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     """Teach a trained model to answer instructions: only answers are learned, each example from an empty memory."""
+    from bdh import checkpoint
+    from bdh import finetune as tuning
+    from bdh.lowrank import add_low_rank
+    from bdh.train import Reporter, Run
+
     console = Console(stderr=args.json, highlight=False)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     config, run = args.train, Run(args.run_dir)

@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,9 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from bdh import checkpoint, files
-from bdh.checkpoint import CheckpointError
-from bdh.train import manifest
+from bdh import checkpoint, files, manifest
 from bdh.train.loggers import Logger
 from bdh.train.saving import Snapshot
 
@@ -57,7 +54,8 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "git": _git_hash(),
+        "git": _git_hash(Path.cwd()),
+        "git_of_bdh": _git_hash(Path(__file__).parent, Path(__file__).name),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
@@ -67,19 +65,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git_hash() -> str | None:
-    """Return the commit of the directory the command runs in, with "-dirty" if files differ from it."""
+def _git_hash(directory: Path, file: str = ".") -> str | None:
+    """Return the commit that a directory is of, with "-dirty" if files differ from it; None if it has not that file."""
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        if not _git(directory, "ls-files", file):
+            return None
+        return _git(directory, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+
+
+def _git(directory: Path, *words: str) -> str:
+    command = ["git", *words]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 class Run:
@@ -96,7 +95,7 @@ class Run:
 
     def kept(self) -> list[Path]:
         """Return the checkpoints that are there, oldest first."""
-        return sorted(path for path in self.checkpoints.glob("step-*") if path.name[5:].isdecimal())
+        return checkpoint.kept(self.path)
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint whose files are as they were written, and warn of every newer one.
@@ -105,17 +104,7 @@ class Run:
             CheckpointError: there are checkpoints, and all are damaged.
         """
         kept = self.kept()
-        for directory in reversed(kept):
-            problem = manifest.damage(directory)
-            if problem is None:
-                return directory
-            warnings.warn(f"{directory} is damaged: {problem}; the one before it is tried", stacklevel=2)
-        if kept:
-            raise CheckpointError(
-                f"{self.checkpoints}: none of {len(kept)} checkpoints is whole: put back a copy of one, or train anew "
-                "in another --out-dir"
-            )
-        return None
+        return checkpoint.first_whole(kept[::-1], manifest.damage) if kept else None
 
     def describe(self, **facts: Any) -> None:
         """Write run.json: every command that worked on this run with its environment, and `facts` as they are now."""
