@@ -14,6 +14,7 @@ from bdh.arguments import FLAT, FinetuneArgs, SftArgs
 from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.data import load_examples
 from bdh.data.terminal import showing
+from bdh.lowrank import FILE as ADAPTER
 from bdh.lowrank import add_low_rank
 from bdh.train import Reporter, Run
 
@@ -90,6 +91,8 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     if result.interrupted:
         say(f"stopped after step {result.step}, saved in {run.path}")
         return 0 if result.interrupted == "SIGTERM" else 130
+    if args.lora_rank is not None:
+        say(f"the changes alone: {checkpoint.resolve(run.path) / ADAPTER}")
     say(f"step {result.step} done in {result.seconds:.0f} s of training; talk to it with: bdh chat --model {run.path}")
     return 0
 
