@@ -321,8 +321,8 @@ class TrainConfig(Json):
             fail("compile", self.compile, "none beside sparse_weight or rate_weight", "leave one away")
         if self.compile and (self.batches == "streams" or self.bptt == "none"):
             fail("compile", self.compile, "none beside batches=streams or bptt=none", "leave one away")
-        if self.bptt == "none" and self.backend not in ("auto", "composed"):
-            fail("backend", self.backend, "auto or composed, since bptt is none", "leave one of them away")
+        if self.bptt == "none" and self.backend in ("tiled", "reference"):
+            fail("backend", self.backend, "auto, native or composed, since bptt is none", "leave one of them away")
         if self.batches == "streams" and self.backend == "tiled":
             fail("backend", self.backend, "another, since these levels carry no memory", "leave it away")
         if self.compile and self.backend not in ("auto", "composed"):

@@ -1,5 +1,6 @@
 """The native back end against the composed levels in float64: forward, gradients, every instruction set."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -365,7 +366,14 @@ def test_asking_for_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 def read_on(
-    config: BDHConfig, B: int, T: int, before: int, dtype: torch.dtype, backend: str, beginnings: float = 0.0
+    config: BDHConfig,
+    B: int,
+    T: int,
+    before: int,
+    dtype: torch.dtype,
+    backend: str,
+    beginnings: float = 0.0,
+    through_time: bool = True,
 ) -> list[torch.Tensor]:
     """Read `before` tokens, then T more from there: logits, states, and gradients of what was read last.
 
@@ -378,7 +386,8 @@ def read_on(
     chosen = torch.Generator().manual_seed(T)
     text = torch.randint(256, (B, before + T), generator=chosen)
     fresh = torch.rand(B, T, generator=chosen) < beginnings if beginnings else None
-    with ops.using(backend):
+    cut = nullcontext() if through_time else ops.without_gradient_through_time()
+    with ops.using(backend), cut:
         state = model.advance(text[:, :before], constant=True)[1] if before else None
         logits, after = model.advance(text[:, before:], state, constant=True, fresh=fresh)
     pull = torch.linspace(-1, 1, logits.numel(), dtype=dtype).view_as(logits)
@@ -413,6 +422,21 @@ def test_a_pass_goes_on_from_a_state(B: int, T: int, before: int, D: int, H: int
 @pytest.mark.parametrize(("B", "T", "before"), [(2, 131, 0), (2, 131, 40), (1, 200, 131)])
 def test_long_texts_go_on_from_a_state_in_chunks(B: int, T: int, before: int, beginnings: float) -> None:
     check_reading_on(shape(D=16, multiplier=16), B, T, before, beginnings)  # chunks of 32 tokens beyond 64
+
+
+@pytest.mark.parametrize("beginnings", [0.0, 0.05])
+@pytest.mark.parametrize("T", [20, 131])
+def test_without_gradient_through_time_kernels_do_as_composed_levels(T: int, beginnings: float) -> None:
+    args = shape(D=16, multiplier=16), 2, T, 40
+    ways = {"native": torch.float32, "composed": torch.float32, "truth": torch.float64}
+    found = {
+        name: read_on(*args, dtype, "composed" if name == "truth" else name, beginnings, False)
+        for name, dtype in ways.items()
+    }
+    check(found)
+    through = read_on(*args, torch.float64, "composed", beginnings, True)
+    assert torch.equal(through[0], found["truth"][0])
+    assert error(through[-1], found["truth"][-1]) > CONTROL  # of the embedding
 
 
 @pytest.mark.parametrize("T", [20, 131])

@@ -24,6 +24,7 @@ from bdh.ops.native_levels import Memory, levels_from
 from bdh.ops.parallel import product
 from bdh.ops.rotary import frequencies, rotate, rotation
 from bdh.ops.surrogate import spike_function
+from bdh.ops.through_time import is_through_time, without_gradient_through_time
 
 __all__ = [
     "FadingStep",
@@ -58,7 +59,6 @@ Backend = Literal["auto", "reference", "dense", "chunked"]
 LevelsPath = Literal["native", "tiled", "composed"]
 
 _levels_choice: ContextVar[LevelsBackend] = ContextVar("levels backend", default="auto")
-_through_time: ContextVar[bool] = ContextVar("gradient through what was written", default=True)
 
 CROSSOVER = 2
 """The quadratic form is the faster one up to T = CROSSOVER * D (measured: docs/LOG.md)."""
@@ -83,7 +83,7 @@ def attention_read(q: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor
         [0.0, 2.0, 4.0]
     """
     backend = _as_chosen(backend)
-    if backend == "reference" and _is_through_time():
+    if backend == "reference" and is_through_time():
         return reference.quadratic_attention(q, v)
     if backend == "dense" or (backend == "auto" and q.shape[2] <= CROSSOVER * v.shape[-1]):
         return parallel.dense(q, *_written(q, v))
@@ -119,7 +119,7 @@ def linear_attention(
     with torch.autocast(q.device.type, enabled=False):
         args = q.to(wide), v.to(wide)
         before = None if rho is None else rho.to(wide)
-        if backend == "reference" and _is_through_time():
+        if backend == "reference" and is_through_time():
             a, after = reference.linear_attention(*args, before, fresh)
         elif q.shape[2] == 1 and before is not None and fresh is None:
             a, after = parallel.step(*args, before, owns_rho=owns_rho)
@@ -129,13 +129,9 @@ def linear_attention(
     return a.to(q.dtype), after.to(stored)
 
 
-def _is_through_time() -> bool:
-    return torch.compiler.is_compiling() or _through_time.get()  # the compiler cannot read the choice
-
-
 def _written(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
     """Values and keys as they are written; the keys are the queries, unless they are to have no gradient."""
-    return (v, None) if _is_through_time() else (v.detach(), q.detach())
+    return (v, None) if is_through_time() else (v.detach(), q.detach())
 
 
 def _as_chosen(backend: Backend) -> Backend:
@@ -204,29 +200,6 @@ def lif_scan(
 
 
 @contextmanager
-def without_gradient_through_time() -> Iterator[None]:
-    """Let a token learn only from what it reads, not from what it wrote for later ones, inside a `with`.
-
-        a_t = sum_{tau < t} (q_t . sg(q_tau)) sg(v_tau)            sg: no gradient
-
-    It is what the paper calls training without backpropagation through time (arXiv 2509.26507): gradients need nothing
-    of the tokens before but the memory. Values are unchanged. Passes are composed; attention of the plain memory only.
-
-    Examples:
-        >>> v = torch.ones(1, 3, 1, requires_grad=True)
-        >>> with without_gradient_through_time():
-        ...     attention_read(torch.ones(1, 1, 3, 2), v).requires_grad
-        False
-    """
-    token = _through_time.set(False)
-    try:
-        with using("composed"):
-            yield
-    finally:
-        _through_time.reset(token)
-
-
-@contextmanager
 def using(backend: LevelsBackend) -> Iterator[None]:
     """Choose how training passes are computed inside a `with`, for tests and comparisons.
 
@@ -276,8 +249,8 @@ def levels_backend(*tensors: Tensor, activities: int = 0) -> LevelsPath:
     reasons = _reasons(*tensors, activities=activities)
     if choice == "auto":
         return next(path for path, reason in reasons.items() if not reason)
-    if choice == "native" and reasons["native"]:
-        raise ValueError(f"backend 'native' cannot be used: {reasons['native']}; leave the choice to 'auto'")
+    if choice in ("native", "tiled") and reasons[choice] and (choice == "native" or not is_through_time()):
+        raise ValueError(f"backend {choice!r} cannot be used: {reasons[choice]}; leave the choice to 'auto'")
     return choice
 
 
@@ -285,7 +258,7 @@ def _reasons(*tensors: Tensor, activities: int) -> dict[LevelsPath, str | None]:
     """Why each path is not taken, best path first; None where it may be."""
     return {
         "native": next(filter(None, map(why_not_native, tensors)), None),
-        "tiled": tiled.why_not(tensors[0], activities),
+        "tiled": tiled.why_not(tensors[0], activities) if is_through_time() else "tiles learn through time",
         "composed": None,
     }
 

@@ -80,12 +80,14 @@ def attend_backward(
     C = M // len(rows)
     scores, in_rows = kept.scores[place], (len(rows), C, D)
     d_scores = separate((d_a.view(in_rows) @ v.view(in_rows).mT).tril_(-1), rows)
-    both_sides = d_scores + d_scores.mT
-    d_v.view(in_rows).baddbmm_(scores.mT, d_a.view(in_rows))
+    both_sides = d_scores.mT  # as queries,
+    if plan.through_time:  # and as keys
+        both_sides = both_sides + d_scores
+        d_v.view(in_rows).baddbmm_(scores.mT, d_a.view(in_rows))
     if d_after is not None:
         d_after = plan.turned(d_after, -1)
     # what was there before the first chunk is a constant
-    d_before = torch.empty(plan.K, D) if place[1] > 0 else None
+    d_before = torch.empty(plan.K, D) if place[1] > 0 and plan.through_time else None
     for f, neurons, d in zip(kept.fired[place], plan.neurons, d_x, strict=True):
         tile = _expand(plan, f, neurons, M, C)
         d_tile = torch.empty_like(tile)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bdh.ops import native, native_attention
 from bdh.ops.native_plan import Dropout, Level, Plan, Weights
+from bdh.ops.through_time import is_through_time
 
 
 class Memory(NamedTuple):
@@ -50,6 +51,8 @@ def levels(
     winners: int | None = None,
 ) -> Tensor:
     """Pass v through all levels, from an empty state; differentiable in all tensors.
+
+    Inside `without_gradient_through_time` what a token wrote is a constant to those that read it.
 
     Args:
         v: (B, T, D) float32 on the CPU.
@@ -94,7 +97,8 @@ def _passed(
     winners: int | None, memory: Memory | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     seed = int(torch.randint(2**62, ())) if dropout else 0
-    settings = _Settings(n_layer, dropout, seed, winners, torch.is_autocast_enabled("cpu"), memory)
+    rounded = torch.is_autocast_enabled("cpu")
+    settings = _Settings(n_layer, dropout, seed, winners, rounded, memory, is_through_time())
     found: tuple[Tensor, ...] = _Levels.apply(v, encoder, encoder_v, decoder, settings)  # type: ignore[no-untyped-call]
     return found
 
@@ -115,6 +119,14 @@ class _Settings:
     winners: int | None
     rounded: bool
     memory: Memory | None
+    through_time: bool
+
+    def plan_of(self, v: Tensor, encoder: Tensor) -> Plan:
+        (B, T, _), (H, D, K) = v.shape, encoder.shape
+        position, fresh = (self.memory.position, self.memory.fresh) if self.memory else (0, None)
+        plan = Plan(B, T, H, K, D, winners=self.winners, position=position, fresh=fresh)
+        plan.through_time = self.through_time
+        return plan
 
     def rho_of(self, level: int) -> Tensor | None:
         return self.memory.rho[level].detach() if self.memory and self.memory.rho else None
@@ -129,9 +141,7 @@ class _Levels(torch.autograd.Function):
         ctx: Any, v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, settings: _Settings
     ) -> tuple[Tensor, ...]:
         H, D, K = encoder.shape
-        memory = settings.memory
-        position, fresh = (memory.position, memory.fresh) if memory else (0, None)
-        plan = Plan(v.shape[0], v.shape[1], H, K, D, winners=settings.winners, position=position, fresh=fresh)
+        memory, plan = settings.memory, settings.plan_of(v, encoder)
         weights = Weights(_transposed(encoder), _transposed(encoder_v), decoder.contiguous().view(H, K, D))
         needed = any(ctx.needs_input_grad)
         kept, lean = [], False

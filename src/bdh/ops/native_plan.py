@@ -111,6 +111,8 @@ class Plan:
         fresh: Tensor | None = None,
     ) -> None:
         self.B, self.H, self.K, self.D, self.winners = B, H, K, D, winners
+        self.through_time = True
+        """Whether gradients go to what tokens wrote."""
         # the quadratic form is the cheaper one up to about T = 4 D
         self.chunk = T if min(4 * D, MOST_TOKENS) >= T else min(2 * D, MOST_TOKENS)
         rows = max(1, min(MOST_TOKENS, ROWS // D) // T) if self.chunk == T else 1

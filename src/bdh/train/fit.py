@@ -136,7 +136,7 @@ class Training:
         shape, tokens = model.config, config.batch_size // self.sharing.rows.size * config.block_size
         with self._autocast(), ops.using(config.backend):  # a back end that cannot be used is refused here
             path = ops.levels_path(model.encoder, activities=shape.activities(tokens))
-        if config.bptt == "none" or (config.batches == "streams" and not path.startswith("native")):
+        if (config.bptt == "none" or config.batches == "streams") and not path.startswith("native"):
             path = "PyTorch operations (no other path here carries a memory or cuts gradients)"
         if not shape.released:
             path = "PyTorch operations (the mechanisms of the model have no kernels for whole levels)"

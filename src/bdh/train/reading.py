@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -83,10 +84,8 @@ class Reading:
     def _loss(self, number: int, batch: Batch, tap: dict[str, Any]) -> Tensor:
         device = self.model.encoder.device
         idx, targets = batch.idx.to(device), batch.targets.to(device)
-        if self.config.bptt == "none":
-            with ops.without_gradient_through_time():
-                return self._read(number, idx, targets, batch.fresh, tap)
-        with ops.using(self.config.backend):
+        cut = ops.without_gradient_through_time() if self.config.bptt == "none" else contextlib.nullcontext()
+        with cut, ops.using(self.config.backend):
             return self._read(number, idx, targets, batch.fresh, tap)
 
     def _read(self, number: int, idx: Tensor, targets: Tensor, fresh: Tensor | None, tap: dict[str, Any]) -> Tensor:
