@@ -170,7 +170,8 @@ def test_an_adapter_makes_its_base_the_tuned_model(place: Path, capsys: pytest.C
         ("again", adapter, "changes weights with the hash"),
         ("model", "base.txt", "base.txt is no adapter"),
         ("model", adapter.parent / "model.safetensors", "model.safetensors is no adapter"),
-        ("model", "nowhere", "nowhere is no adapter"),
+        ("model", "nowhere", "no adapter at nowhere"),
+        ("model", "low", "no adapter at low"),
     ):
         capsys.readouterr()
         assert run("convert", source, "other", "--adapter", file) == 2

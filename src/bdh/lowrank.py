@@ -224,6 +224,8 @@ def _fill(model: BDH, parts: dict[str, LowRank], tensors: dict[str, Tensor], pat
 
 def _read(path: Path, base: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and metadata of an adapter that changes the weights with the hash `base`."""
+    if not path.is_file():
+        raise CheckpointError(f"no adapter at {path}: expected the file {FILE} of bdh finetune --lora-rank")
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, str] = file.metadata() or {}
