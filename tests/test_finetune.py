@@ -20,6 +20,8 @@ from bdh.finetune import answers, base_text, bits_per_byte, padding
 from bdh.train import Run
 from bdh.train.reading import Reading
 from bdh.train.sharing import Copies
+from ranks import command, on_ranks
+from small_training import CURVE, curve
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue"}
 ASKS = ("Colour of {}?", "Which colour has {}?", "Say how {} looks.", "And {}?", "Please, {}?", "{}?")
@@ -264,7 +266,45 @@ def test_a_mistake_gets_one_line(words: str, says: str, place: Path, capsys: pyt
     assert not Path("out").exists()
 
 
-def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run("finetune", "--model", "model", "--dataset", "colours", "--out-dir", "out") == 2
-    assert "leave torchrun away" in capsys.readouterr().err
+WAYS = {"answers": (), "replay": ("--replay", "base.txt", "--replay-share", 0.25), "low rank": ("--lora-rank", 2)}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_processes_that_share_batches_out_learn_what_one_does(place: Path, how: str, capsys) -> None:
+    times = ("--max-steps", 8, "--learning-rate", "1e-2", "--warmup-steps", 2, "--eval-interval", 4)
+    words = (
+        "finetune",
+        "--model",
+        place / "model",
+        "--data",
+        place / "data/colours",
+        *LOOP,
+        *times,
+        "--log-interval",
+        1,
+    )
+    words = (*words, *(place / word if word == "base.txt" else word for word in WAYS[how]), "--json", "--out-dir")
+    assert run(*words, place / "one") == 0
+    alone = json.loads(capsys.readouterr().out)
+    first, second = on_ranks(2, command, [*map(str, words), str(place / "two")])
+    assert (first[0], *second) == (0, 0, "", ""), (first, second)
+    assert "held-out answers" in first[2]
+    one, two = curve(place / "one"), curve(place / "two")
+    assert len(one) == 11
+    assert two == pytest.approx(one, abs=CURVE, rel=0)
+    shared = json.loads(first[1])
+    for figure in ("answer_bits_per_byte", "base_bits_per_byte"):
+        assert shared[figure] == (alone[figure] and pytest.approx(alone[figure], abs=CURVE))
+    # the control: a batch whose rows are not all read gives another curve
+    assert run(*words, place / "half", "--batch-size", 4) == 0
+    assert max(abs(a - b) for a, b in zip(one, curve(place / "half"), strict=True)) > 100 * CURVE
+
+
+def test_rows_that_cannot_be_shared_out_are_refused(place: Path) -> None:
+    words = ["finetune", "--model", "model", "--data", "data/colours", "--replay", "base.txt", "--out-dir", "out"]
+    words = [str(place / word) if (place / word).exists() or word == "out" else word for word in words]
+    for code, _, errors in on_ranks(2, command, [*words, *LOOP, "--max-steps", "8", "--batch-size", "6"]):
+        assert code == 2
+        (line,) = [line for line in errors.splitlines() if line.startswith("bdh: ")]
+        assert "batch_size=6: expected examples and replay to have multiples of 2 rows each" in line
+    assert not (place / "out").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Annotated
 
 from rich.console import Console
@@ -16,27 +15,36 @@ from bdh.data import load_examples
 from bdh.data.terminal import showing
 from bdh.lowrank import FILE as ADAPTER
 from bdh.lowrank import add_low_rank
-from bdh.train import Reporter, Run
+from bdh.train import NonFiniteError, Reporter, Run, World, joined
 
 SHOWN = 3
 """Held-out prompts whose answers are shown."""
 
 
 def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
-    """Teach a trained model to answer instructions: only answers are learned, each example from an empty memory."""
-    console = Console(stderr=args.json, highlight=False)
+    """Teach a trained model to answer instructions: only answers are learned, each example from an empty memory.
+
+    Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh finetune ...
+    """
+    with joined() as world:
+        try:
+            return _finetune(args, world)
+        except NonFiniteError:
+            if world.first:
+                raise
+            return 1  # all ranks know the same, one says it
+
+
+def _finetune(args: FinetuneArgs, world: World) -> int:
+    console = Console(stderr=args.json, highlight=False, quiet=not world.first)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     config, run = args.train, Run(args.run_dir)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "bdh finetune runs in one process, since replay has few rows to share out: leave torchrun away"
-        )
     if run.last is not None and not args.resume:
         raise ValueError(f"{run.path} holds a run already: add --resume to go on, or give another --out-dir")
     model = open_model(args.model)
     before = run_facts(args.model)
     base = tuning.base_text(args.replay, before)
-    with showing(console) as told:
+    with world.first_before_others(), showing(console) as told:
         directory = tuning.prepared_examples(args.dataset, args.data, args.template, args.model, told)
     corpus = load_examples(
         directory,
@@ -71,10 +79,11 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
         {"text": before["text"] if before else None, "tuned_from": str(args.model.resolve()), "examples": corpus.info},
         base=base,
         base_block=before["train"]["block_size"] if before else None,
+        world=world,
     )
-    if args.json:
+    if args.json and world.first:
         print(json_text({"run": str(run.path), "data": str(directory), "padding": padding, **tuned.to_dict()}))
-    else:
+    elif world.first:
         answering = checkpoint.load(run.path)
         asked = tuning.answers(answering, tokenizer, list(corpus.held_out[:SHOWN]), corpus.end)
         for prompt, expected, said in asked:
