@@ -72,6 +72,19 @@ def test_auto_resume_starts_or_goes_on(text: Path, tmp_path: Path, capsys) -> No
     assert capsys.readouterr().out.count("step 10 of 10 done") == 2
 
 
+def test_what_does_not_fit_a_run_is_told(trained: Path, capsys) -> None:
+    for flags, said in (
+        (("--n-embd", 32, "--lif.tau", 2.0), "n_embd was 16, not 32, lif.tau was None, not 2.0; keep these to resume"),
+        (("--max-steps", 5), "is beyond max_steps=5: expected more than 10 to go on"),
+    ):
+        assert run("train", "--resume-from", trained, *flags) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_short_training_needs_no_other_warm_up(text: Path, tmp_path: Path) -> None:
+    assert run("train", "--data", text, "--out-dir", tmp_path / "r", *SHAPE, "--block-size", 16, "--max-steps", 4) == 0
+
+
 def test_a_run_on_a_relative_path_resumes_from_anywhere(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +316,7 @@ MISTAKES = [
     ("train --out-dir /proc/nowhere --data TEXT", "choose another"),
     ("train --data TEXT --out-dir OUT --max-epochs inf", "--max-epochs inf: expected a number > 0"),
     ("train --data TEXT --out-dir OUT --max-epochs -3", "expected a number > 0"),
-    ("train --data TEXT --out-dir OUT --max-steps 50", "warmup_steps=100: expected fewer than max_steps=50"),
+    ("train --data TEXT --out-dir OUT --wandb-mode offline", "--wandb-mode: expected a --wandb-project beside it"),
     ("train --data TEXT --out-dir OUT --device cpu:foo", "is not present"),
     ("train --data /dev/null --out-dir OUT", "a device or a pipe"),
     ("train --mlp-mult=0", "mlp_internal_dim_multiplier=0"),

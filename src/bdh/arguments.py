@@ -205,13 +205,14 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         raise ValueError(f"{named.run_dir} is a run of bdh finetune: go on with bdh finetune and --resume")
     if "text" not in stored:
         raise ValueError(f"{named.run_dir} was not begun by bdh train: go on with bdh.train.fit, which began it")
-    text = stored["text"]
+    text, shared = stored["text"], stored.get("shared", {})
     return TrainArgs(
         model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),
         train=TrainConfig.from_dict(stored["train"]),
         model_size=stored["model_size"],
         dataset=text["dataset"],
         data=Path(text["data"]) if text["data"] else None,
+        **{name: shared[name] for name in ("parallel", "ranks_per_model") if name in shared},
     )
 
 

@@ -28,5 +28,8 @@ def test_the_rate_never_leaves_its_bounds_and_falls_after_the_warm_up(schedule: 
     c = config(schedule, steps, warmup)
     rates = [learning_rate(step, c) for step in range(c.max_steps)]
     assert all(0 < rate <= 2.0 for rate in rates)
-    decay = rates[warmup:]
+    rise = min(warmup, c.max_steps // 2)
+    assert rates[:rise] == sorted(rates[:rise])
+    decay = rates[max(0, rise - 1) :]
+    assert decay[0] == pytest.approx(2.0)
     assert decay == sorted(decay, reverse=True)

@@ -60,21 +60,27 @@ def test_norms_of_parts_give_another_curve(tmp_path: Path) -> None:
     assert max(abs(a - b) for a, b in zip(curve(tmp_path / "all"), curve(tmp_path / "one"), strict=True)) > 10 * CURVE
 
 
+def losses(path: Path) -> list[float]:
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [record["train_loss"] for record in records if "train_loss" in record]
+
+
 @pytest.mark.parametrize("order", ["windows", "streams"])
-def test_a_checkpoint_is_resumed_in_other_parts_and_becomes_a_model(tmp_path: Path, order: str) -> None:
-    train = {"batches": order}
+def test_a_run_goes_on_in_other_parts_and_as_a_whole(tmp_path: Path, order: str) -> None:
+    train = {"batches": order, "schedule": "constant"}
     trained(tmp_path / "one", {}, train)
-    assert on_ranks(2, shared, tmp_path / "all", {}, train, None, "stop") == [(3, "SIGTERM")] * 2
-    longer = train | {"max_steps": 6}
-    assert on_ranks(4, shared, tmp_path / "all", {}, longer, 2) == [(6, None)] * 4
-    assert on_ranks(2, trained, tmp_path / "all", {}, train, "", 60.0, "fsdp") == [(8, None)] * 2
-    one = curve(tmp_path / "one")
-    found = curve(tmp_path / "all")
-    assert found[:3] == pytest.approx(one[:3], abs=CURVE, rel=0)
+    path = tmp_path / "all"
+    assert on_ranks(2, shared, path, {}, train, None, "stop") == [(3, "SIGTERM")] * 2
+    assert on_ranks(4, shared, path, {}, train | {"max_steps": 5}, 2) == [(5, None)] * 4
+    assert on_ranks(2, trained, path, {}, train | {"max_steps": 6}, "", 60.0, "fsdp") == [(6, None)] * 2
     with pytest.raises(SystemExit) as end:
-        main(["convert", str(tmp_path / "all"), str(tmp_path / "model")])
+        main(["convert", str(path), str(tmp_path / "model")])
     assert end.value.code == 0
-    assert checkpoint.load(tmp_path / "model").config == checkpoint.load(tmp_path / "one").config
+    assert trained(path, {}, train) == (8, None)
+    assert losses(path) == pytest.approx(losses(tmp_path / "one"), abs=CURVE, rel=0)
+    assert checkpoint.load(tmp_path / "model").config == checkpoint.load(path).config
+    found = on_ranks(2, shared, path, {}, train | {"max_steps": 9}, None)
+    assert all("is whole, not in parts: go on with --parallel data" in text for text in found), found
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])

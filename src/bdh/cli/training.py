@@ -55,7 +55,8 @@ def _train(args: TrainArgs, world: World) -> int:
     data = str(args.data.resolve()) if args.data else corpus.info.get("prepared")
     where = {"dataset": args.dataset, "data": data}
     planned = planning.make(args.model, config).to_dict()
-    facts = {"model_size": args.model_size, "text": where, "plan": planned, "processes": world.size}
+    shared = {"processes": world.size, "parallel": args.parallel, "ranks_per_model": args.ranks_per_model}
+    facts = {"model_size": args.model_size, "text": where, "plan": planned, "shared": shared}
     run.loggers = _loggers(args, say) if world.first else ()
     if world.size == 1 and args.parallel != "data":
         say(f"one process alone shares nothing out: --parallel {args.parallel} is for those that torchrun starts")
@@ -66,11 +67,15 @@ def _train(args: TrainArgs, world: World) -> int:
     if args.json and world.first:
         print(json_text({"run": str(run.path), **vars(result)}))
     if result.interrupted:
-        say(f"stopped after step {result.step}, saved; go on with: bdh train --resume-from {run.path}")
+        each = os.environ.get("LOCAL_WORLD_SIZE", world.size)
+        start = "bdh" if world.size == 1 else f"torchrun --nproc-per-node {each} -m bdh"
+        say(f"stopped after step {result.step}, saved; go on with: {start} train --resume-from {run.path}")
         return 0 if result.interrupted == "SIGTERM" else 130
+    in_parts = world.size > 1 and args.parallel != "data"
     say(
         f"step {result.step} of {config.max_steps} done: best validation {result.best_val_loss:.4f} nats/{unit}, "
-        f"{result.seconds:.0f} s of training; model in {run.path}"
+        f"{result.seconds:.0f} s of training; "
+        + (f"for a model: bdh convert {run.path} DIRECTORY" if in_parts else f"model in {run.path}")
     )
     return 0
 
@@ -96,7 +101,11 @@ def _open_run(args: TrainArgs) -> Run:
 
 def _loggers(args: TrainArgs, say: Callable[[str], None]) -> list[Logger]:
     mode = args.wandb_mode or os.environ.get("WANDB_MODE") or "online"
-    named = {"--wandb-entity": args.wandb_entity, "--wandb-run-name": args.wandb_run_name}
+    named = {
+        "--wandb-entity": args.wandb_entity,
+        "--wandb-run-name": args.wandb_run_name,
+        "--wandb-mode": args.wandb_mode if args.wandb_mode != "disabled" else None,
+    }
     lonely = [flag for flag, value in named.items() if value is not None]
     if lonely and args.wandb_project is None:
         raise ValueError(f"{lonely[0]}: expected a --wandb-project beside it; name one, or leave it away")
@@ -129,10 +138,13 @@ def plan(args: Annotated[PlanArgs, FLAT]) -> int:
             console.print(f"{args.size_name}: {args.model.n_parameters:,} parameters\n")
             planning.print_devices(each, console)
         return 0
+    say(f"{train.max_steps:,} steps of {train.tokens_per_step:,} tokens")
     needed = planning.make(args.model, train)
     speeds = _speeds(args.model, train, planning.TRAINED, errors) if args.calibrate else {}
     if args.json:
-        print(json_text({"plan": needed.to_dict(), "speed": {name: asdict(speed) for name, speed in speeds.items()}}))
+        steps = {"max_steps": train.max_steps, "tokens_per_step": train.tokens_per_step}
+        timed = {name: asdict(speed) for name, speed in speeds.items()}
+        print(json_text({**steps, "plan": needed.to_dict(), "speed": timed}))
     else:
         console.print(f"{args.size_name}: {args.model.n_neurons:,} neurons, {args.model.n_layer} levels\n")
         planning.print_plan(needed, speeds, console)

@@ -102,9 +102,9 @@ def compare(run: Path) -> Comparison:
     facts = read_facts(run)
     if facts is None:
         raise ValueError(f"--run {run}: no run.json there; expected the directory of a training run")
-    if facts.get("processes", 1) > 1:
+    if (processes := facts.get("shared", {}).get("processes", 1)) > 1:
         raise ValueError(
-            f"--run {run}: was trained by {facts['processes']} processes; expected one of a single process, "
+            f"--run {run}: was trained by {processes} processes; expected one of a single process, "
             "whose memory was measured (for several: bdh plan --devices)"
         )
     records = _records(run / "metrics.jsonl")

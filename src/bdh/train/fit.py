@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bdh import lens, ops, process
-from bdh.checkpoint import CheckpointError
+from bdh.checkpoint import SHARDS, CheckpointError
 from bdh.config import TrainConfig
 from bdh.data import Corpus
 from bdh.generate import stream_text
@@ -334,19 +334,22 @@ class Training:
         self.saved_step = self.step
 
     def resume(self, directory: Path) -> None:
-        if self.sharing.in_parts:
+        if self.sharing.in_parts or (directory / SHARDS).is_file():
             from bdh.train import sharding
 
             progress = sharding.restore(directory, self.sharing, self.optimizer)
         else:
             progress = restore(directory, self.model, self.optimizer)
         if progress["corpus"] != self.text_hashes:
-            raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data")
+            examples = " and --max-examples" if self.corpus.prompting else ""
+            raise CheckpointError(f"{directory} was trained on other text: give the same --dataset or --data{examples}")
         stored = TrainConfig.from_dict(progress["train_config"])
         for name in ("seed", "batch_size", "grad_acc_steps", "block_size", "batches", "carry"):
             before, now = getattr(stored, name), getattr(self.config, name)
             if before != now:
                 raise CheckpointError(f"{directory} was trained with {name}={before}, not {now}: keep it to resume")
+        if (step := progress["step"]) > (most := self.config.max_steps):
+            raise CheckpointError(f"{directory} is beyond max_steps={most}: expected more than {step} to go on")
         self.step, self.best = progress["step"], progress["best_val_loss"]
         # rows of examples are of different lengths; without, as in older checkpoints, all are equal
         self.reading.tokens = progress.get("tokens", self.step * self.config.tokens_per_step)

@@ -57,7 +57,8 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "git": _git_hash(),
+        "git": _git_hash(Path.cwd()),
+        "git_of_bdh": _git_hash(Path(__file__).parent, Path(__file__).name),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
@@ -67,19 +68,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git_hash() -> str | None:
-    """Return the commit of the directory the command runs in, with "-dirty" if files differ from it."""
+def _git_hash(directory: Path, file: str = ".") -> str | None:
+    """Return the commit that a directory is of, with "-dirty" if files differ from it; None if it has not that file."""
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        if not _git(directory, "ls-files", file):
+            return None
+        return _git(directory, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+
+
+def _git(directory: Path, *words: str) -> str:
+    command = ["git", *words]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 class Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> di
     """
     stored = checkpoint.load(directory)
     if stored.config != model.config:
-        raise CheckpointError(f"{directory} is of another model ({stored.config}): keep its shape to resume")
+        raise CheckpointError(f"{directory} is of another model: {differences(stored.config, model.config)}")
     if not restore_adapter(model, directory / ADAPTER):
         model.load_state_dict(stored.state_dict())
     try:
@@ -165,6 +165,21 @@ def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> di
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be resumed from ({error}): expected a training checkpoint") from None
     return progress
+
+
+def differences(stored: BDHConfig, asked: BDHConfig) -> str:
+    """Say in which settings a stored model differs from the one that was asked for."""
+    pairs = zip(_flat(stored.to_dict()), _flat(asked.to_dict()), strict=True)
+    found = [f"{name} was {before}, not {now}" for (name, before), (_, now) in pairs if before != now]
+    return f"{', '.join(found)}; keep these to resume"
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def restore_states(directory: Path, passes: int, device: torch.device) -> list[State | None]:

@@ -10,7 +10,7 @@ from bdh.config import TrainConfig
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the rate of optimiser step `step` (from 0): a linear rise, then a decay that ends at the floor.
 
-        warm-up:  peak (s + 1) / w
+        warm-up:  peak (s + 1) / w,     w = min(warmup_steps, S / 2): a short training rises and decays, too
         cosine:   floor + (peak - floor) (1 + cos(pi p)) / 2,   p = (s - w) / (S - 1 - w)
         linear:   peak - (peak - floor) p
 
@@ -20,11 +20,12 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         [0.1, 1.0, 1.0, 0.1]
     """
     peak, floor = config.learning_rate, config.learning_rate * config.min_lr_ratio
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
+    rise = min(config.warmup_steps, config.max_steps // 2)
+    if step < rise:
+        return peak * (step + 1) / rise
     if config.schedule == "constant":
         return peak
-    progress = min(1.0, (step - config.warmup_steps) / max(1, config.max_steps - 1 - config.warmup_steps))
+    progress = min(1.0, (step - rise) / max(1, config.max_steps - 1 - rise))
     if config.schedule == "linear":
         return peak - (peak - floor) * progress
     return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2

@@ -28,7 +28,7 @@ from bdh.model import BDH
 from bdh.train import manifest
 from bdh.train.distributed import World
 from bdh.train.run import Run
-from bdh.train.saving import PROGRESS, PROGRESS_KEYS, Snapshot
+from bdh.train.saving import PROGRESS, PROGRESS_KEYS, Snapshot, differences
 from bdh.train.sharing import Copies
 
 _KNOWN = {
@@ -81,7 +81,7 @@ def save(run: Run, snapshot: Snapshot, tensors: dict[str, Tensor], world: World)
 
 
 def restore(directory: Path, sharing: Copies, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load weights and moments into the parts of this rank, and return the progress.
+    """Load weights and moments into what this rank has of them, parts or all, and return the progress.
 
     Raises:
         CheckpointError: files are missing, damaged or of another model.
@@ -90,7 +90,7 @@ def restore(directory: Path, sharing: Copies, optimizer: torch.optim.Optimizer) 
     for parameter in sharing.model.parameters() if progress["step"] else ():
         zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
-    _load(directory, sharing.tensors(optimizer), alone=False)
+    _load(directory, sharing.tensors(optimizer), alone=sharing.world.size == 1)
     return progress
 
 
@@ -112,11 +112,9 @@ def is_sharded(directory: Path) -> bool:
 
 def _progress(directory: Path, config: BDHConfig) -> dict[str, Any]:
     if not is_sharded(directory):
-        raise CheckpointError(
-            f"{directory} is not sharded: expected one of --parallel fsdp or neurons; leave that away"
-        )
-    if checkpoint.read_config(directory) != config:
-        raise CheckpointError(f"{directory} is of another model: keep its shape to resume")
+        raise CheckpointError(f"{directory} is whole, not in parts: go on with --parallel data")
+    if (stored := checkpoint.read_config(directory)) != config:
+        raise CheckpointError(f"{directory} is of another model: {differences(stored, config)}")
     try:
         progress: dict[str, Any] = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
         if missing := PROGRESS_KEYS - progress.keys():
