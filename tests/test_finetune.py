@@ -114,7 +114,14 @@ def test_stopped_and_gone_on_with_is_as_if_it_had_not_been(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: tuple
 ) -> None:
     words = ("finetune", "--model", "model", "--data", "data/colours", "--replay", "base.txt", *LOOP, *how, "--json")
-    schedule = ("--schedule", "linear", "--min-lr-ratio", 1)  # the same rate, however long it is to go
+    schedule = (
+        "--warmup-steps",
+        2,
+        "--schedule",
+        "linear",
+        "--min-lr-ratio",
+        1,
+    )  # the same rate, however far it goes
     assert run(*words, *schedule, "--max-steps", 8, "--save-every", 4, "--out-dir", "whole") == 0
     assert run(*words, *schedule, "--max-steps", 6, "--save-every", 3, "--out-dir", "parts") == 0
     shutil.copytree("parts", "without")

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bdh import manifest
 from bdh.config import BDHConfig
 from bdh.data.subwords import FILE as TOKENIZER
 from bdh.data.subwords import read_tokenizer
@@ -114,7 +119,7 @@ def write_config(
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
-    """Read a model written by `save` or by a training run (its best checkpoint, else its last).
+    """Read a model written by `save` or by a training run (its best whole checkpoint, see `resolve`).
 
     Args:
         path: a checkpoint directory or a run directory.
@@ -124,7 +129,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> BDH:
         The model, in eval mode, in the precision it was saved in.
 
     Raises:
-        CheckpointError: missing, truncated or foreign files, or tensors that do not fit the config.
+        CheckpointError: missing, damaged or foreign files, or tensors that do not fit the config.
     """
     directory = resolve(path)
     config = read_config(directory)
@@ -185,19 +190,66 @@ def load_prompting(path: str | Path) -> Prompting | None:
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the checkpoint directory that `path` names: itself, or the best (else last) one of a run."""
+    """Return the checkpoint directory that `path` names: itself, or the best (else last) one of a run.
+
+    What a model is read from is compared with the manifest, where training wrote one. Of a run, a damaged checkpoint
+    gives way to the next with a warning: the last one, then older ones.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none that is whole.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: expected a directory written by bdh.save or bdh train")
     if path.is_file():
         raise CheckpointError(f"{path} is a file: expected the directory of a run or model (.pt files: bdh convert)")
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() or (path / manifest.FILE).exists():
+        if problem := _misread(path):
+            raise CheckpointError(f"{path} is damaged: {problem}; use another checkpoint")
         return path
-    for pointer in ("best", "last"):
-        chosen = pointed(path, pointer)
-        if chosen is not None:
-            return chosen
-    raise CheckpointError(f"{path} holds no checkpoint ({CONFIG} is missing); give the directory of a run or a model")
+    of_run = [pointed(path, "best"), pointed(path, "last"), *reversed(kept(path))]
+    if not any(of_run):
+        raise CheckpointError(
+            f"{path} holds no checkpoint ({CONFIG} is missing); give the directory of a run or a model"
+        )
+    return first_whole(list(dict.fromkeys(filter(None, of_run))), _misread)
+
+
+def first_whole(checkpoints: Sequence[Path], damage: Callable[[Path], str | None]) -> Path:
+    """Return the first of some checkpoints of a run that is not damaged, and warn of every one before it.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    for directory, after in zip_longest(checkpoints, checkpoints[1:]):
+        problem = damage(directory)
+        if problem is None:
+            return directory
+        then = f"{after.name} is tried" if after else "no other is left"
+        warnings.warn(f"{directory} is damaged: {problem}; {then}", stacklevel=1)  # one place, so told once
+    raise CheckpointError(
+        f"{checkpoints[0].parent}: none of {len(checkpoints)} checkpoints is whole: put back a copy of one, or train "
+        "anew in another --out-dir"
+    )
+
+
+def _misread(directory: Path) -> str | None:
+    """Return what is wrong with the files that a model is read from; models of `save` have no manifest to tell."""
+    if not (directory / manifest.FILE).exists():
+        return None
+    stats = [file.stat() for file in sorted(directory.iterdir())]
+    return _compared(directory.absolute(), tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=64)  # weights, tokenizer and template are asked for one after the other; hashing takes its time
+def _compared(directory: Path, _stamps: tuple[tuple[int, ...], ...]) -> str | None:
+    in_parts = (directory / SHARDS).is_file()
+    return manifest.damage(directory, None if in_parts else {WEIGHTS, CONFIG, TOKENIZER})
+
+
+def kept(run: Path) -> list[Path]:
+    """Return the checkpoints that are in a run directory, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal())
 
 
 def pointed(run: Path, pointer: str) -> Path | None:

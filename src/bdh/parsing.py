@@ -7,6 +7,7 @@ import difflib
 import functools
 import io
 import itertools
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +17,28 @@ import tyro
 
 
 @dataclass(frozen=True)
+class Command:
+    """A typed function that is imported when it is chosen: the others would take longer than many a command runs."""
+
+    home: str
+    """Where the function is, as module:name."""
+    summary: str
+    """First line of its docstring, for the list of all."""
+    defaults: str | None = None
+    """Where a function is, as module:name, that makes its `args` as they are where no flag is given from the words."""
+
+
+@dataclass(frozen=True)
 class Group:
     """Subcommands under one word, such as `bdh lens index`."""
 
-    description: str
-    commands: Mapping[str, Callable[..., int]]
+    summary: str
+    commands: Mapping[str, Command]
 
 
 def parse(
     argv: Sequence[str],
-    commands: Mapping[str, Callable[..., int] | Group],
-    defaults: Mapping[str, Mapping[str, Any]],
+    commands: Mapping[str, Command | Group],
     prog: str = "bdh",
     description: str = "Baby Dragon Hatchling: train it, let it speak, look inside.",
 ) -> Callable[[], int]:
@@ -34,8 +46,7 @@ def parse(
 
     Args:
         argv: the words after the program's name.
-        commands: a typed function per subcommand, or a group of them.
-        defaults: of some of them, values of arguments that hold where no flag is given.
+        commands: what the first of them may be.
         prog: what the words come after.
         description: what the program is for.
 
@@ -47,39 +58,42 @@ def parse(
         near = difflib.get_close_matches(argv[0], commands, 1)
         hint = f"did you mean {near[0]}?" if near else f"see {prog} --help"
         raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}; {hint}")
-    if argv and isinstance(group := commands.get(argv[0]), Group):
-        words = argv[1:] or ["--help"]
-        return parse(words, group.commands, defaults, f"{prog} {argv[0]}", group.description)
+    chosen = argv[0] if argv else ""
+    if isinstance(group := commands.get(chosen), Group):
+        return parse(argv[1:] or ["--help"], group.commands, f"{prog} {chosen}", group.summary)
+    functions = {name: _listed(command.summary) for name, command in commands.items()}
+    if isinstance(command := commands.get(chosen), Command):
+        functions[chosen] = _loaded(command, argv)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             call: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
-                {
-                    name: functools.partial(_deferred(_callable(command)), **defaults.get(name, {}))
-                    for name, command in commands.items()
-                },
-                prog=prog,
-                description=description,
-                args=argv,
+                functions, prog=prog, description=description, args=argv
             )
     except SystemExit as stop:
         if stop.code:
-            command = f"{prog} {argv[0]} --help" if argv and argv[0] in commands else f"{prog} --help"
-            raise ValueError(_one_line(errors.getvalue(), command)) from None
+            helping = f"{prog} {chosen} --help" if command else f"{prog} --help"
+            raise ValueError(_one_line(errors.getvalue(), helping)) from None
         raise
     return call
 
 
-def _callable(command: Callable[..., int] | Group) -> Callable[..., int]:
-    """What stands for the command in the list of all; a group is parsed before it could be called."""
-    if not isinstance(command, Group):
-        return command
+def _listed(summary: str) -> Callable[..., Callable[[], int]]:
+    """What stands in the list for a command that is not chosen."""
 
-    def listed() -> int:
-        raise AssertionError("a group is parsed by its own commands")
+    def listed() -> Callable[[], int]:
+        raise AssertionError("only the chosen command is called")
 
-    listed.__doc__ = command.description
+    listed.__doc__ = summary
     return listed
+
+
+def _loaded(command: Command, argv: Sequence[str]) -> Callable[..., Callable[[], int]]:
+    """The function of the chosen command, with its defaults."""
+    function = _deferred(pkgutil.resolve_name(command.home))
+    if command.defaults is None:
+        return function
+    return functools.partial(function, args=pkgutil.resolve_name(command.defaults)(argv))
 
 
 def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
@@ -92,7 +106,7 @@ def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return parsed
 
 
-def _one_line(box: str, command: str) -> str:
+def _one_line(box: str, helping: str) -> str:
     """Say what the parser's framed message says in one line."""
     rows = [row.strip("│| ") for row in box.splitlines()[1:]]  # the first row is the frame's title
     groups = itertools.groupby(rows, key=lambda row: set(row) <= set("─-╭╮╰╯+"))
@@ -104,4 +118,4 @@ def _one_line(box: str, command: str) -> str:
         row.split()[0] for group in sections if group[0] == "Perhaps you meant:" for row in group if "--" in row[:2]
     ]
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{message} ({hint}see {command})"
+    return f"{message} ({hint}see {helping})"

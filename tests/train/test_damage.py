@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 import bdh
-from bdh import BDH, BDHConfig, TrainConfig
+from bdh import BDH, BDHConfig, TrainConfig, manifest
 from bdh.checkpoint import CheckpointError
 from bdh.data import Corpus
-from bdh.train import Reporter, Run, fit, manifest
+from bdh.train import Reporter, Run, fit
 
 SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4, dropout=0.1)
 TRAIN = TrainConfig(
@@ -83,7 +82,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     newest = Run(run).last
     hurt(newest / name)
-    with pytest.warns(UserWarning, match=rf"step-00000012 is damaged: .*{name}.*; the one before it is tried") as said:
+    with pytest.warns(UserWarning, match=rf"step-00000012 is damaged: .*{name}.*; step-00000008 is tried") as said:
         train(run)
     assert len(said) == 1
     assert "\n" not in str(said[0].message)
@@ -99,10 +98,41 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert (run / "checkpoints" / "damaged-00000012").is_dir()
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("hurt", [flip, truncate, empty, Path.unlink])
+def test_a_damaged_checkpoint_is_not_loaded(run: Path, name: str, hurt: Callable[[Path], None]) -> None:
+    before, newest = Run(run).kept()[-2:]
+    hurt(newest / name)
+    with pytest.warns(UserWarning, match=rf"step-00000012 is damaged: {name} .*; step-00000008 is tried") as said:
+        loaded = bdh.load(run)
+    assert len(said) == 1
+    assert loaded.decoder.equal(bdh.load(before).decoder)
+    with pytest.raises(CheckpointError, match=rf"step-00000012 is damaged: {name} .*; use another checkpoint"):
+        bdh.load(newest)
+
+
+def test_what_a_model_is_not_read_from_is_not_looked_at(run: Path) -> None:
+    flip(Run(run).last / "optimizer.safetensors")
+    assert bdh.load(run).decoder.equal(bdh.load(Run(run).last).decoder)
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_loaded(run: Path) -> None:
+    for directory in (kept := Run(run).kept()):
+        flip(directory / "model.safetensors")
+    with (
+        pytest.warns(UserWarning, match="is damaged") as said,
+        pytest.raises(CheckpointError, match=f"none of {len(kept)} checkpoints is whole"),
+    ):
+        bdh.load(run)
+    assert len(said) == len(kept)
+
+
 def test_a_flip_is_what_the_hash_is_for(run: Path) -> None:
-    """Control: without the manifest nothing would have noticed the changed weight."""
+    """Control: without the manifest nothing notices the changed weight."""
+    good = {name: value.clone() for name, value in bdh.load(run).state_dict().items()}  # the file is mapped
     flip(Run(run).last / "model.safetensors")
-    assert not torch.equal(bdh.load(Run(run).last).decoder, BDH.from_seed(SHAPE, 5).decoder)
+    (Run(run).last / "manifest.json").unlink()
+    assert any(not value.equal(good[name]) for name, value in bdh.load(run).state_dict().items())
 
 
 def test_where_all_are_damaged_one_line_says_so_and_nothing_is_touched(run: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import bdh
-from bdh import BDH
+from bdh import BDH, manifest
 from bdh.cli import main
-from bdh.train import Reporter, Run, manifest, saving
+from bdh.train import Reporter, Run, saving
 
 SHAPE = "--n-layer 2 --n-embd 16 --n-head 2 --mlp-mult 8 --block-size 16 --batch-size 4 --warmup-steps 2"
 TIMES = "--eval-interval 100 --save-every 4 --eval-windows 4 --log-interval 1 --max-steps"

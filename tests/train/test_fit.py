@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import bdh
-from bdh import BDH, BDHConfig, TrainConfig, ops
+from bdh import BDH, BDHConfig, TrainConfig, manifest, ops
 from bdh.data import Corpus
 from bdh.train import (
     NonFiniteError,
@@ -22,7 +22,6 @@ from bdh.train import (
     fit,
     learning_rate,
     make_optimizer,
-    manifest,
     pick_device,
     pick_dtype,
     validation,

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bdh import BDH, BDHConfig, TrainConfig, ops
+from bdh import BDH, BDHConfig, TrainConfig, manifest, ops
 from bdh.config import preset
 from bdh.data import Corpus
 from bdh.model import cross_entropy
 from bdh.ops import native
 from bdh.sections import LIF, HiPPOMemory
-from bdh.train import Run, fit, manifest
+from bdh.train import Run, fit
 from bdh.train.reading import Reading
 from bdh.train.sharing import Copies
 from tolerances import CONTROL, SAME, error

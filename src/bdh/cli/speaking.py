@@ -7,15 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bdh import checkpoint, ops
-from bdh import generate as generation
-from bdh.chat import Conversation, prompt_ids
 from bdh.cli.shared import json_text, open_model
+from bdh.config import Precision
 from bdh.data import Prompting, Tokenizer, read_tokenizer
-from bdh.foreign import import_checkpoint
-from bdh.lowrank import load_adapter
-from bdh.train.run import environment
-from bdh.train.stopping import leaving_on_sigterm, stop_requests
 
 
 def generate(
@@ -30,7 +24,7 @@ def generate(
     instruct: bool = False,
     state: Path | None = None,
     save_state: Path | None = None,
-    precision: ops.Precision = "float32",
+    precision: Precision = "float32",
     json: bool = False,
 ) -> int:
     """Continue a text, token by token as it is made.
@@ -51,6 +45,10 @@ def generate(
         precision: bfloat16 or int8 makes text faster on a CPU, from rounded weights and a memory in bfloat16.
         json: print prompt and text as one JSON line when done.
     """
+    from bdh import checkpoint
+    from bdh import generate as generation
+    from bdh.chat import prompt_ids
+
     hatchling, tokenizer = open_model(model), checkpoint.load_tokenizer(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     before = checkpoint.load_state(state, hatchling) if state else None
@@ -106,6 +104,11 @@ def chat(
         seed: same seed, same answers.
         json: print turn and answer as one JSON line.
     """
+    from bdh import checkpoint
+    from bdh import generate as generation
+    from bdh.chat import Conversation
+    from bdh.train.stopping import leaving_on_sigterm, stop_requests
+
     if memory and (memory.is_dir() or not memory.parent.is_dir()):
         raise ValueError(f"--memory {memory}: expected the name of a file in a directory that exists")
     hatchling, tokenizer = open_model(model), checkpoint.load_tokenizer(model)
@@ -166,6 +169,10 @@ def convert(
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
         adapter: adapter.safetensors of bdh finetune --lora-rank: change the model that it was trained on, the source.
     """
+    from bdh import checkpoint
+    from bdh.foreign import import_checkpoint
+    from bdh.lowrank import load_adapter
+
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
     asked = None
     if source.is_dir():
@@ -200,6 +207,9 @@ def doctor(json: bool = False) -> int:
     Args:
         json: print as JSON.
     """
+    from bdh import ops
+    from bdh.train.run import environment
+
     facts = environment() | {"training on CPU": ops.levels_path()}
     if json:
         print(json_text(facts))

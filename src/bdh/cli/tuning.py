@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 
-from bdh import checkpoint
-from bdh import finetune as tuning
 from bdh.arguments import FLAT, FinetuneArgs, SftArgs
 from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.data import load_examples
 from bdh.data.terminal import showing
-from bdh.lowrank import FILE as ADAPTER
-from bdh.lowrank import add_low_rank
-from bdh.train import NonFiniteError, Reporter, Run, World, joined
+
+if TYPE_CHECKING:
+    from bdh.train import World
 
 SHOWN = 3
 """Held-out prompts whose answers are shown."""
@@ -26,6 +24,8 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh finetune ...
     """
+    from bdh.train import NonFiniteError, joined
+
     with joined() as world:
         try:
             return _finetune(args, world)
@@ -36,6 +36,12 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
 
 
 def _finetune(args: FinetuneArgs, world: World) -> int:
+    from bdh import checkpoint
+    from bdh import finetune as tuning
+    from bdh.lowrank import FILE as ADAPTER
+    from bdh.lowrank import add_low_rank
+    from bdh.train import Reporter, Run
+
     console = Console(stderr=args.json, highlight=False, quiet=not world.first)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     config, run = args.train, Run(args.run_dir)

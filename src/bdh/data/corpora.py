@@ -1,5 +1,7 @@
 """Where text comes from: built-in corpora or files of the user's, each as a training and a validation split."""
 
+from __future__ import annotations
+
 import dataclasses
 import difflib
 import functools

@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,9 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from bdh import checkpoint, files
-from bdh.checkpoint import CheckpointError
-from bdh.train import manifest
+from bdh import checkpoint, files, manifest
 from bdh.train.loggers import Logger
 from bdh.train.saving import Snapshot
 
@@ -98,7 +95,7 @@ class Run:
 
     def kept(self) -> list[Path]:
         """Return the checkpoints that are there, oldest first."""
-        return sorted(path for path in self.checkpoints.glob("step-*") if path.name[5:].isdecimal())
+        return checkpoint.kept(self.path)
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint whose files are as they were written, and warn of every newer one.
@@ -107,17 +104,7 @@ class Run:
             CheckpointError: there are checkpoints, and all are damaged.
         """
         kept = self.kept()
-        for directory in reversed(kept):
-            problem = manifest.damage(directory)
-            if problem is None:
-                return directory
-            warnings.warn(f"{directory} is damaged: {problem}; the one before it is tried", stacklevel=2)
-        if kept:
-            raise CheckpointError(
-                f"{self.checkpoints}: none of {len(kept)} checkpoints is whole: put back a copy of one, or train anew "
-                "in another --out-dir"
-            )
-        return None
+        return checkpoint.first_whole(kept[::-1], manifest.damage) if kept else None
 
     def describe(self, **facts: Any) -> None:
         """Write run.json: every command that worked on this run with its environment, and `facts` as they are now."""

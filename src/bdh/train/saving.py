@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdh import checkpoint
+from bdh import checkpoint, manifest
 from bdh.checkpoint import CheckpointError
 from bdh.config import BDHConfig
 from bdh.data.templates import Prompting
@@ -22,7 +22,6 @@ from bdh.data.tokenizers import Tokenizer
 from bdh.lowrank import FILE as ADAPTER
 from bdh.lowrank import Adapter, restore_adapter
 from bdh.model import BDH, State
-from bdh.train import manifest
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state-{}.safetensors"

@@ -21,11 +21,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from bdh import checkpoint, files
+from bdh import checkpoint, files, manifest
 from bdh.checkpoint import SHARDS, CheckpointError
 from bdh.config import BDHConfig
 from bdh.model import BDH
-from bdh.train import manifest
 from bdh.train.distributed import World
 from bdh.train.run import Run
 from bdh.train.saving import PROGRESS, PROGRESS_KEYS, Snapshot, differences

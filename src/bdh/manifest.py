@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 FILE = "manifest.json"
@@ -21,13 +22,22 @@ def write(directory: Path) -> None:
     (directory / FILE).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2), encoding="utf-8")
 
 
-def damage(directory: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, or None where all are as they were written."""
+def damage(directory: Path, names: Collection[str] | None = None) -> str | None:
+    """Return what is wrong with files of a checkpoint, or None where they are as they were written.
+
+    Args:
+        directory: the checkpoint.
+        names: look at these files only, where they are in the manifest; None: at all that are.
+    """
     try:
         content = json.loads((directory / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             return f"{FILE} is of format {content['format']}, not {FORMAT}"
-        expected = {name: (int(about["bytes"]), str(about["sha256"])) for name, about in content["files"].items()}
+        expected = {
+            name: (int(about["bytes"]), str(about["sha256"]))
+            for name, about in content["files"].items()
+            if names is None or name in names
+        }
     except FileNotFoundError:
         return f"{FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
