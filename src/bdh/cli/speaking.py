@@ -159,7 +159,7 @@ def convert(
     tokenizer: Path | None = None,
     adapter: Path | None = None,
 ) -> int:
-    """Make a model directory of a .pt file, a sharded checkpoint, or a model and an adapter; none of their code runs.
+    """Make a model directory of a .pt file, a sharded checkpoint, or a model and an adapter; no code in them runs.
 
     Args:
         source: the .pt file, official or community; or a checkpoint of bdh train --parallel fsdp or neurons, or its run
