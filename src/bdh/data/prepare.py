@@ -45,8 +45,8 @@ class Settings:
     """Stop after so many documents; a piece of a long text counts as one."""
     validation_share: float | None = None
     """Share of the documents that validate, by hash; by default 0.01, or the validation files of the data set."""
-    text_column: str = "text"
-    """Column of the text in jsonl, csv and parquet files."""
+    text_column: str | None = None
+    """Column of the text in jsonl, csv and parquet files; by default text, where there are no instructions."""
     template: Template = "newline"
     """How instruction and answer are joined: as Alpaca does it (official), with the answer on a line of its own
     (newline), or without the first paragraph (short)."""
