@@ -310,6 +310,7 @@ class Training:
     def _save(self, *, best: bool) -> None:
         progress = {
             "step": self.step,
+            "tokens": self.reading.tokens,
             "best": best,
             "best_val_loss": self.best,
             "val_loss": self.val_loss,
@@ -353,7 +354,8 @@ class Training:
         if (step := progress["step"]) > (most := self.config.max_steps):
             raise CheckpointError(f"{directory} is beyond max_steps={most}: expected more than {step} to go on")
         self.step, self.best = progress["step"], progress["best_val_loss"]
-        self.reading.tokens = self.step * self.config.tokens_per_step  # at most, where rows are of different lengths
+        # rows of examples are of different lengths; without, as in older checkpoints, all are equal
+        self.reading.tokens = progress.get("tokens", self.step * self.config.tokens_per_step)
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:
