@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bdh import files
 from bdh.cli import main
 from bdh.data import documents, preparation, prepare, rows, shards, sources
 from bdh.data import terminal as terminal_module
@@ -573,7 +575,7 @@ def test_progress_is_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> N
 def test_two_preparations_of_the_same_are_not_mixed(stories: Path, tmp_path: Path) -> None:
     work = tmp_path / "data" / ".stories.preparing"
     work.mkdir(parents=True)
-    with prepare._alone(work), pytest.raises(CorpusError, match="another process prepares the same text"):
+    with files.alone(work, "stop it"), pytest.raises(ValueError, match=f"in use by process {os.getpid()}: wait for"):
         prepare.prepare("stories.jsonl")
 
 

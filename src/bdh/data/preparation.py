@@ -20,7 +20,7 @@ from bdh.data.rows import MARKER
 from bdh.data.shards import SPLITS, SplitWriter
 from bdh.data.templates import Template
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
-from bdh.files import write_text
+from bdh.files import LOCK, write_text
 
 VALIDATION_SHARE = 0.01
 LEARNED_FROM = 100_000_000
@@ -223,7 +223,7 @@ class Preparation:
 
     def _remove_all(self) -> None:
         for file in self.work.iterdir():
-            if file.name != "lock":
+            if file.name != LOCK:
                 file.unlink()
 
     def _tokenizer(self) -> Tokenizer:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from bdh.data import hub, kept, shards, sources
 from bdh.data.corpora import PREPARED
 from bdh.data.download import CorpusError
 from bdh.data.preparation import STATE, Preparation, Settings
-from bdh.files import sync
+from bdh.files import LOCK, alone, sync
 
 __all__ = ["Settings", "own_place", "prepare"]
 
@@ -60,11 +57,11 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
     work = out.with_name(f".{out.name}.preparing")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        (work / "lock").touch()
+        (work / LOCK).touch()
     except OSError as error:
         raise CorpusError(f"--out-dir {out} cannot be written to ({error.strerror}): choose another") from None
     try:
-        with _alone(work):
+        with alone(work, "stop it"):
             _write(source, settings, wanted, work, told or (lambda *_: None))
             _put(work, out)
     except BrokenPipeError:  # not of these files: who reads what is printed has left
@@ -114,7 +111,7 @@ def _write(source: sources.Source, settings: Settings, wanted: dict[str, Any], w
 
 def _put(work: Path, out: Path) -> None:
     """Let what is finished take the place of what was there."""
-    (work / "lock").unlink()
+    (work / LOCK).unlink()
     (work / STATE).unlink(missing_ok=True)
     sync(work)
     old = out.with_name(f".{out.name}.old")
@@ -124,14 +121,3 @@ def _put(work: Path, out: Path) -> None:
     work.replace(out)
     sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Let one process at a time write a directory; the lock ends with the process."""
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CorpusError(f"{work}: another process prepares the same text; wait for it, or stop it") from None
-        yield
