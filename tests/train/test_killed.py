@@ -80,7 +80,7 @@ COMMANDS = {
     "train": "train --data cats.txt --n-layer 2 --n-embd 16 --n-head 2 --mlp-mult 8 --block-size 16 --batch-size 4 "
     "--resume-from auto",
     "finetune": "finetune --model model --data asks.jsonl --template short --replay cats.txt --block-size 64 "
-    "--batch-size 4 --lora-rank 2 --resume",
+    "--batch-size 4 --lora-rank 2 --resume --json",
 }
 
 
