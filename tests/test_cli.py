@@ -257,10 +257,18 @@ def test_eval_scores_what_was_held_out(trained: Path, text: Path, tmp_path: Path
     assert found["bits"]["bits_per_byte"]["mean"] == pytest.approx(last["val_bits_per_byte"], abs=0.3)
     (tmp_path / "other.txt").write_text("a dog lay by the door. " * 20)
     (tmp_path / "q.jsonl").write_text('{"prompt": "the cat", "choices": [" sat", "qqqq"], "answer": 0}\n')
-    words = ("--data", tmp_path / "other.txt", "--block-size", 4, "--stride", 2, "--by-position", "--needle")
+    words = ("--data", tmp_path / "other.txt", "--block-size", 4, "--stride", 2, "--by-position", "--device", "cpu")
+    words += ("--needle", "--needle-distances", 0, 30, "--needle-count", 3, "--needle-facts", 1)
     assert run("eval", "--model", trained, *words, "--choices", tmp_path / "q.jsonl") == 0
     out = capsys.readouterr().out
-    for said in ("windows of 4 bytes, stride 2", "whole text", "tokens: bytes", "of a training window", "guess"):
+    for said in (
+        "windows of 4 bytes, stride 2",
+        "whole text",
+        "tokens: bytes",
+        "of a training window",
+        "1 fact, a filler",
+        "guesses",
+    ):
         assert said in out
 
 
@@ -307,8 +315,8 @@ MISTAKES = [
     ("train --n-layer 1.5", "--n-layer '1.5': expected an integer (see"),
     ("train --schedule round", "--schedule 'round': expected one of constant, cosine, linear (see"),
     ("train twice", "bdh train has no place for 'twice' (see"),
-    ("finetune --model MODEL --n-layer 3", "bdh finetune has no --n-layer (it is a flag of bdh convert, bdh plan, "),
-    ("finetune --model MODEL --rebuild-data", "bdh finetune has no --rebuild-data (it is a flag of bdh prepare; see "),
+    ("finetune --model MODEL --n-layer 3", "bdh finetune has no --n-layer (see bdh finetune --help)"),
+    ("finetune --model MODEL --rebuild-data", "bdh finetune has no --rebuild-data (see bdh finetune --help)"),
     (
         "eval --model MODEL --by-positio",
         "bdh eval has no --by-positio (did you mean --by-position? see bdh eval --help)",
@@ -388,6 +396,11 @@ MISTAKES = [
     ("eval --model MODEL --data TEXT --stream --stride 9", "--stream has no windows"),
     ("eval --model MODEL --data TEXT --by-position", "so that a text of 1,440 tokens has 8 blocks"),
     ("eval --model MODEL --choices TEXT", "line 1: not JSON"),
+    ("eval --model MODEL --data TEXT --needle --needle-distances -1", "--needle-distances -1: expected integers >= 0"),
+    ("eval --model MODEL --data TEXT --needle --needle-count 0", "--needle-count 0: expected an integer >= 1"),
+    ("eval --model MODEL --data TEXT --needle --needle-facts 9", "--needle-facts 9: expected 1 .. 8"),
+    ("eval --model MODEL --data TEXT --needle-facts 1", "are of needles: add --needle"),
+    ("eval --model MODEL --data TEXT --device abacus", "device 'abacus' is not present"),
     ("eval --model TEXT --data TEXT", "nothing in it was run"),
     ("lens fly", "unknown command 'fly'"),
     ("lens report --model MODEL --data TEXT --out OUTDIR", "expected the name of a file"),
@@ -441,9 +454,8 @@ def test_a_place_without_rights_is_told_before_the_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
 
-    for module in ("speaking", "looking", "lens_report", "lens_index", "probing"):
-        monkeypatch.setattr(f"bdh.cli.{module}.open_model", work)
-    monkeypatch.setattr("bdh.cli.speaking.import_checkpoint", work)
+    monkeypatch.setattr("bdh.checkpoint.load", work)
+    monkeypatch.setattr("bdh.foreign.import_checkpoint", work)
     named = {"MODEL": "model", "TEXT": text, "GOLDEN": GOLDEN / "community_checkpoint.pt"}
     named |= {"FREE": Path(tempfile.gettempdir()) / "bdh-report.html"}
     with locked_directory() as locked:

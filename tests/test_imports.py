@@ -1,7 +1,9 @@
 """Rooms and what they may know of each other."""
 
 import ast
+import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,6 +24,8 @@ import bdh.lowrank
 import bdh.mechanisms
 import bdh.ops
 import bdh.train
+from bdh.cli.commands import COMMANDS, LENS
+from bdh.parsing import Command
 
 SOURCE = Path(bdh.__file__).parent
 # a room imports from rooms of lower rank, or from its own rank
@@ -143,12 +147,63 @@ assert torch.equal(before, torch.random.get_rng_state()) and threads == torch.ge
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def loaded(*lines: str) -> dict[str, set[str]]:
+    """For each command line, run in turn by one process: the modules that are loaded after it."""
+    code = """
+import json, sys
+from bdh.cli import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit:
+        print()
+        print(json.dumps([line, *sys.modules]))
+"""
+    words = [sys.executable, "-c", code, *lines]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    found = (json.loads(row) for row in done.stdout.splitlines() if row.startswith('["'))
+    return {line: set(modules) for line, *modules in found}
+
+
+def test_a_command_line_is_read_without_torch() -> None:
+    settings_in_rooms_that_need_it = {"eval", "bench", "compare"}
+    names = [*(COMMANDS.keys() - settings_in_rooms_that_need_it), *(f"lens {name}" for name in LENS.commands)]
+    lines = ["--help", "--version", "trian", "train --n-layre 2", *(f"{name} --help" for name in names)]
+    found = loaded(*lines)
+    assert found.keys() == set(lines)
+    for line, modules in found.items():
+        assert not {"torch", "scipy", "pyarrow"} & modules, line
+
+
+def test_text_is_prepared_without_torch(tmp_path: Path) -> None:
+    file, out = tmp_path / "cats.txt", tmp_path / "cats"
+    file.write_text("".join(f"{n} cats sat on the mat.\n<|endoftext|>\n" for n in range(400)))
+    (modules,) = loaded(f"prepare {file} --out-dir {out}").values()
+    assert (out / "manifest.json").exists()
+    assert "torch" not in modules
+
+
+def test_torch_is_loaded_without_its_compiler() -> None:
+    """It takes a second. A part may load it when it is made."""
+    *_, modules = loaded("doctor", "lens topology --model none", "eval --help").values()
+    assert "torch" in modules
+    assert "torch._dynamo" not in modules
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"lens {name}" for name in LENS.commands)])
+def test_the_list_of_commands_says_what_their_docstrings_say(name: str) -> None:
+    *group, last = name.split()
+    command = LENS.commands[last] if group else COMMANDS[last]
+    if isinstance(command, Command):
+        assert pkgutil.resolve_name(command.home).__doc__.splitlines()[0] == command.summary
+
+
 def test_threads_are_set_up_before_torch_is_loaded() -> None:
     code = """
 import os, sys
 import bdh, bdh.__main__
 assert "torch" not in sys.modules
-sys.argv = ["bdh", "--version"]
+sys.argv = ["bdh", "doctor"]
 try:
     bdh.__main__.main()
 except SystemExit:

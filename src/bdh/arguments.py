@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,7 +15,6 @@ from bdh.checks import check_one_text
 from bdh.config import FINETUNING, PRETRAINING, BDHConfig, Parallel, TrainConfig, preset, train_preset
 from bdh.data import Corpus, Template
 from bdh.data.corpora import prepared_vocabulary
-from bdh.train.run import read_facts
 
 FLAT = tyro.conf.arg(name="")
 """Flags without the name of the field they are in; its sections keep theirs: --n-layer, --lif.tau."""
@@ -162,10 +161,6 @@ class FinetuneArgs:
                 raise ValueError(f"{flag}: expected {of} beside it; add that, or leave it away")
         if self.replay_share is not None and not 0 < self.replay_share < 1:
             raise ValueError(f"--replay-share {self.replay_share}: expected a number between 0 and 1")
-        if self.resume and self.lora_rank is not None:
-            raise ValueError(
-                "--resume: a run of low rank cannot go on, its checkpoints are whole models; leave it away"
-            )
 
     @property
     def run_dir(self) -> Path:
@@ -210,7 +205,7 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         out_dir=Path(given.out_dir) if given.out_dir else None,
         data=Path(given.data) if given.data else None,
     )
-    stored = read_facts(named.run_dir) if given.resume_from else None
+    stored = _stored(named.run_dir) if given.resume_from else None
     if stored is None:
         return TrainArgs(model=model, train=train_preset(size), model_size=size)
     if "tuned_from" in stored:
@@ -226,6 +221,12 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         data=Path(text["data"]) if text["data"] else None,
         **{name: shared[name] for name in ("parallel", "ranks_per_model") if name in shared},
     )
+
+
+def _stored(run: Path) -> dict[str, Any] | None:
+    from bdh.train.run import read_facts  # with torch, which takes a second
+
+    return read_facts(run)
 
 
 def pretrain_defaults(argv: Sequence[str]) -> TrainArgs:

@@ -35,6 +35,8 @@ Clip = Literal["norm", "adaptive"]
 Parallel = Literal["data", "fsdp", "neurons"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LevelsBackend = Literal["auto", "native", "tiled", "composed", "reference"]
+Precision = Literal["float32", "bfloat16", "int8"]
+"""How the copies of the weights that the kernels' step of one token reads are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

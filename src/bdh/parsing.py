@@ -7,6 +7,7 @@ import difflib
 import functools
 import io
 import itertools
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +17,28 @@ import tyro
 
 
 @dataclass(frozen=True)
+class Command:
+    """A typed function that is imported when it is chosen: the others would take longer than many a command runs."""
+
+    home: str
+    """Where the function is, as module:name."""
+    summary: str
+    """First line of its docstring, for the list of all."""
+    defaults: str | None = None
+    """Where a function is, as module:name, that makes its `args` as they are where no flag is given from the words."""
+
+
+@dataclass(frozen=True)
 class Group:
     """Subcommands under one word, such as `bdh lens index`."""
 
-    description: str
-    commands: Mapping[str, Callable[..., int]]
+    summary: str
+    commands: Mapping[str, Command]
 
 
 def parse(
     argv: Sequence[str],
-    commands: Mapping[str, Callable[..., int] | Group],
-    defaults: Mapping[str, Mapping[str, Any]],
+    commands: Mapping[str, Command | Group],
     prog: str = "bdh",
     description: str = "Baby Dragon Hatchling: train it, let it speak, look inside.",
 ) -> Callable[[], int]:
@@ -34,8 +46,7 @@ def parse(
 
     Args:
         argv: the words after the program's name.
-        commands: a typed function per subcommand, or a group of them.
-        defaults: of some of them, values of arguments that hold where no flag is given.
+        commands: what the first of them may be.
         prog: what the words come after.
         description: what the program is for.
 
@@ -47,39 +58,42 @@ def parse(
         near = difflib.get_close_matches(argv[0], commands, 1)
         hint = f"did you mean {near[0]}?" if near else f"see {prog} --help"
         raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}; {hint}")
-    if argv and isinstance(group := commands.get(argv[0]), Group):
-        words = argv[1:] or ["--help"]
-        return parse(words, group.commands, defaults, f"{prog} {argv[0]}", group.description)
+    chosen = argv[0] if argv else ""
+    if isinstance(group := commands.get(chosen), Group):
+        return parse(argv[1:] or ["--help"], group.commands, f"{prog} {chosen}", group.summary)
+    functions = {name: _listed(command.summary) for name, command in commands.items()}
+    if isinstance(command := commands.get(chosen), Command):
+        functions[chosen] = _loaded(command, argv)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             call: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
-                {
-                    name: functools.partial(_deferred(_callable(command)), **defaults.get(name, {}))
-                    for name, command in commands.items()
-                },
-                prog=prog,
-                description=description,
-                args=argv,
+                functions, prog=prog, description=description, args=argv
             )
     except SystemExit as stop:
         if stop.code:
-            command = f"{prog} {argv[0]} --help" if argv and argv[0] in commands else f"{prog} --help"
-            raise ValueError(_one_line(errors.getvalue(), command)) from None
+            helping = f"{prog} {chosen} --help" if command else f"{prog} --help"
+            raise ValueError(_one_line(errors.getvalue(), helping)) from None
         raise
     return call
 
 
-def _callable(command: Callable[..., int] | Group) -> Callable[..., int]:
-    """What stands for the command in the list of all; a group is parsed before it could be called."""
-    if not isinstance(command, Group):
-        return command
+def _listed(summary: str) -> Callable[..., Callable[[], int]]:
+    """What stands in the list for a command that is not chosen."""
 
-    def listed() -> int:
-        raise AssertionError("a group is parsed by its own commands")
+    def listed() -> Callable[[], int]:
+        raise AssertionError("only the chosen command is called")
 
-    listed.__doc__ = command.description
+    listed.__doc__ = summary
     return listed
+
+
+def _loaded(command: Command, argv: Sequence[str]) -> Callable[..., Callable[[], int]]:
+    """The function of the chosen command, with its defaults."""
+    function = _deferred(pkgutil.resolve_name(command.home))
+    if command.defaults is None:
+        return function
+    return functools.partial(function, args=pkgutil.resolve_name(command.defaults)(argv))
 
 
 def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
@@ -92,7 +106,7 @@ def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return parsed
 
 
-def _one_line(box: str, command: str) -> str:
+def _one_line(box: str, helping: str) -> str:
     """Say what the parser's framed message says in one line."""
     rows = [row.strip("│| ") for row in box.splitlines()[1:]]  # the first row is the frame's title
     groups = itertools.groupby(rows, key=lambda row: set(row) <= set("─-╭╮╰╯+"))
@@ -100,47 +114,21 @@ def _one_line(box: str, command: str) -> str:
     message = " ".join(sections[0]) if sections else "cannot be read"
     message = re.sub(r"Error parsing (__tyro-dummy-inner__\S*?|args\.\w+): ", "", message)
     message = re.sub(r"argument '\w+\.(\w+)'", r"\1", message)
+    about = [row for section in sections[1:] for row in section if row.startswith("--")]  # flags with their shapes
     if found := re.match(r"Unrecognized(?: or misplaced)? options: (.*?)(?: *Arguments are applied|$)", message):
         given = re.sub(r" \(applied to [^)]*\)|,", "", found[1]).split()
-        return _unknown(given, [row for section in sections[1:] for row in section], command)
+        unknown = next((word.partition("=")[0] for word in given if word.startswith("-")), None)
+        near = f"did you mean {about[0].split()[0].rstrip(',')}? " if about else ""
+        what = f"has no {unknown} ({near}" if unknown else f"has no place for {given[0]!r} ("
+        return f"{helping.removesuffix(' --help')} {what}see {helping})"
     if found := re.match(r"invalid choice ('.*') for argument '(.*)'\. Expected one of \((.*)\)", message):
         choices = sorted(set(re.findall(r"'([^']*)'", found[3])) - {"None"})
-        return f"{found[2]} {found[1]}: expected one of {', '.join(choices)} (see {command})"
+        return f"{found[2]} {found[1]}: expected one of {', '.join(choices)} (see {helping})"
     if found := re.match(r"Error parsing (--\S+): .*?('[^']*')", message):
-        flag, value = found.groups()
-        shape = next((row for section in sections[1:] for row in section if row.startswith(f"{flag} ")), flag)
-        shape = shape.removeprefix(flag).replace("{None}|", "").strip()
-        return f"{flag} {value}: expected {_SHAPES.get(shape, shape or 'something else')} (see {command})"
-    return f"{message} (see {command})"
+        shape = next((row.split(maxsplit=1)[1] for row in about if row.startswith(f"{found[1]} ")), "another value")
+        shape = shape.removeprefix("{None}|")
+        return f"{found[1]} {found[2]}: expected {_SHAPES.get(shape, shape)} (see {helping})"
+    return f"{message} (see {helping})"
 
 
 _SHAPES = {"INT": "an integer", "FLOAT": "a number", "[INT [INT ...]]": "integers"}
-
-
-def _unknown(given: Sequence[str], near: Sequence[str], command: str) -> str:
-    """Say which flag a command has not, and which it is near to, or which commands have it.
-
-    Args:
-        given: the words that found no place.
-        near: rows of flags like them, "--flag SHAPE", and of where they are, "in COMMAND --help".
-        command: how to ask for help.
-    """
-    asked = command.removesuffix(" --help")
-    flag = next((word.partition("=")[0].replace("_", "-") for word in given if word.startswith("--")), None)
-    if flag is None:
-        return f"{asked} has no place for {given[0]!r} (see {command})"
-    owners: dict[str, list[str]] = {}
-    of_row: list[str] = []
-    for row in near:
-        if row.startswith("--"):
-            of_row = owners.setdefault(row.split()[0].rstrip(","), [])
-        elif row.startswith("in ") and row.endswith(" --help"):
-            of_row.append(row[3:].removesuffix(" --help"))
-    own = [name for name, commands in owners.items() if asked in commands]
-    if flag in owners:
-        hint = f"it is a flag of {', '.join(sorted(set(owners[flag])))}; "
-    elif own:
-        hint = f"did you mean {own[0]}? "
-    else:
-        hint = "".join(f"{' and '.join(sorted(set(commands)))} has {name}; " for name, commands in owners.items())
-    return f"{asked} has no {flag} ({hint}see {command})"

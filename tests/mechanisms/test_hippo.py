@@ -1,6 +1,7 @@
 """HiPPO: the equations against independent ones, what is remembered, and the same result for any split of a text."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -35,6 +36,23 @@ def stepped(u: Tensor, part: HiPPO) -> Tensor:
         c, state = part.remember(u[:, t : t + 1], state)
         rows.append(c)
     return torch.cat(rows, dim=1)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_compiler_takes_the_tables_as_constants(measure: str) -> None:
+    part, x = memory(measure, order=4, theta=16.0), torch.randn(1, 70, 4, dtype=torch.float64)
+    graphs: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph.code)
+        return graph.forward
+
+    y, _ = torch.compile(part, backend=keep, fullgraph=True)(x)
+    assert error(y, part(x)[0]) <= SAME[x.dtype]
+    assert len(graphs) == 1
+    assert "arange" not in graphs[0]
+    torch.compile(lambda: hippo_matrices(measure, 4), backend=keep)()  # what it would see otherwise
+    assert "arange" in graphs[1]
 
 
 def rms(x: Tensor) -> float:

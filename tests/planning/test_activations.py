@@ -9,6 +9,7 @@ import torch
 from bdh import BDH, BDHConfig, ops
 from bdh.config import preset
 from bdh.lens.density import density
+from bdh.model import cross_entropy
 from bdh.ops import native, native_levels, parallel
 from bdh.planning import activations
 
@@ -20,8 +21,10 @@ class Box:
         self.tensor = tensor
 
 
-def saved_bytes(config: BDHConfig, B: int, T: int, backend: ops.LevelsBackend, dtype: torch.dtype) -> int:
-    """Bytes that autograd keeps for a pass, each storage once, parameters left out."""
+def saved_bytes(
+    config: BDHConfig, B: int, T: int, backend: ops.LevelsBackend, dtype: torch.dtype, *, carried: bool = False
+) -> int:
+    """Bytes that autograd keeps for a pass, each storage once, parameters left out; of one that goes on, if wanted."""
     model = BDH.from_seed(config, 0).train()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     boxes: list[weakref.ref[Box]] = []
@@ -32,9 +35,11 @@ def saved_bytes(config: BDHConfig, B: int, T: int, backend: ops.LevelsBackend, d
         return box
 
     idx = torch.zeros(B, T, dtype=torch.long)
+    before = model.advance(idx)[1].detach() if carried else None
     rounded = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor), ops.using(backend), rounded:
-        loss = model(idx, idx.clone())[1]
+        # as in training on streams: the state after it is kept without its graph
+        loss = cross_entropy(model.advance(idx, before)[0], idx.clone()) if carried else model(idx, idx.clone())[1]
     assert loss is not None
     storages = [box.tensor.untyped_storage() for ref in boxes if (box := ref()) is not None]
     return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in own}.values())
@@ -63,6 +68,21 @@ def test_what_autograd_keeps_is_counted_exactly(
         form = "reference" if backend == "reference" else None
         counted = activations.composed(config, B, T, form=form, bytes_per_number=e)
     assert counted == saved_bytes(config, B, T, backend, dtype)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["composed", "reference"])
+@pytest.mark.parametrize("T", [8, 30])
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("change", [{}, {"n_head": 1}, {"dropout": 0.1}, {"sparsity": 0.5}])
+def test_a_pass_that_goes_on_keeps_the_memory_that_it_reads(
+    change: dict, B: int, T: int, backend: ops.LevelsBackend, dtype: torch.dtype
+) -> None:
+    config, e = replace(SMALL, **change), dtype.itemsize
+    form = "reference" if backend == "reference" else None
+    counted = activations.composed(config, B, T, form=form, carried=True, bytes_per_number=e)
+    assert counted == saved_bytes(config, B, T, backend, dtype, carried=True)
 
 
 def kept_by_the_kernels(config: BDHConfig, B: int, T: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[float]]:

@@ -16,6 +16,7 @@ from bdh.data import Corpus
 from bdh.ops import native, native_levels
 from bdh.planning import memory
 from bdh.train import Reporter, Run, fit
+from bdh.train.fit import Training
 
 SMALL = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=10, dropout=0.0)
 TRAIN = TrainConfig(batch_size=2, block_size=16, max_steps=3, warmup_steps=1, eval_windows=2, device="cpu")
@@ -89,6 +90,7 @@ import bdh.cli
 from bdh import BDH, BDHConfig, TrainConfig, planning
 from bdh.data import Corpus
 from bdh.train import Reporter, Run, fit
+from bdh.train.fit import Training
 
 torch.set_num_threads(1)
 config, train = BDHConfig(**json.loads(sys.argv[1])), TrainConfig(**json.loads(sys.argv[2]))
@@ -133,4 +135,40 @@ def test_what_is_sent_to_disk_is_counted_with_mechanisms(tmp_path: Path) -> None
     model = BDH(config)
     _, state = model.advance(torch.tensor([[1, 2]]))
     found = planning.make(config, train_preset("nano", device="cpu"))
-    assert found.state_bytes == pytest.approx(state.nbytes, rel=0.01)  # counters have one byte, not four
+    assert found.state_bytes == state.nbytes
+
+
+@pytest.mark.parametrize("variant", ["bdh", "hatching"])
+def test_what_the_rows_of_streams_carry_is_counted(variant: str, tmp_path: Path) -> None:
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 10, "dropout": 0.0}
+    config = BDHConfig(variant=variant, **shape)
+    assert config.released == (variant == "bdh")
+    train = replace(TRAIN, batches="streams", grad_acc_steps=2, block_size=24)
+    plan = planning.make(config, train)
+    text = np.arange(400, dtype=np.uint8) % 100
+    training = Training(BDH.from_seed(config, 0), Corpus("numbers", text, text), train, Run(tmp_path), Reporter())
+    training.fit()
+    states = [state for state in training.reading.states if state is not None]
+    assert len(states) == 2
+    assert plan.carried_bytes == sum(state.nbytes for state in states) == 4 * plan.state_bytes
+    files = list((tmp_path / "checkpoints" / "step-00000003").glob("*"))
+    assert plan.checkpoint_bytes <= sum(file.stat().st_size for file in files) < plan.checkpoint_bytes + 9000  # headers
+    assert plan.path == ("native" if variant == "bdh" and native.available() else "composed")
+    assert "tiled" not in plan.activation_bytes
+    windows = planning.make(config, replace(train, batches="windows"))
+    assert windows.carried_bytes == 0
+    assert plan.phase_bytes["evaluation"] - windows.phase_bytes["evaluation"] == plan.carried_bytes
+
+
+@pytest.mark.parametrize("change", [{"bptt": "none"}, {"batches": "streams"}])
+def test_without_kernels_what_is_not_tiled_is_composed(change: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "why_not", "not built")
+    assert planning.make(SMALL, TRAIN).path == "tiled"  # the control
+    assert planning.make(SMALL, replace(TRAIN, **change)).path == "composed"
+
+
+def test_a_plan_for_devices_names_the_rows_states() -> None:
+    each = planning.on_devices(SMALL, replace(TRAIN, batches="streams"), 2, "data")
+    assert each.held_bytes["states of the rows"] == planning.make(SMALL, TRAIN).state_bytes
+    assert "states of the rows" not in planning.on_devices(SMALL, TRAIN, 2, "data").held_bytes

@@ -9,44 +9,16 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bdh import __version__
-from bdh.arguments import plan_defaults, pretrain_defaults, train_defaults
-from bdh.cli.evaluating import run_eval
-from bdh.cli.lens import LENS
-from bdh.cli.looking import inspect
-from bdh.cli.probing import probe
-from bdh.cli.speaking import chat, convert, doctor, generate
-from bdh.cli.texts import prepare
-from bdh.cli.training import plan, pretrain, run_bench, run_compare, train
-from bdh.cli.tuning import finetune, sft
-from bdh.parsing import Group, parse
-from bdh.train import LostRankError, NonFiniteError
+from bdh.cli.commands import COMMANDS
+from bdh.parsing import parse
 
 ALIASES = {"--mlp-mult": "--mlp-internal-dim-multiplier"}
 
 _MISTAKEN = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 """What the system says of a path that was named wrongly."""
-
-COMMANDS: dict[str, Callable[..., int] | Group] = {
-    "train": train,
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "sft": sft,
-    "generate": generate,
-    "chat": chat,
-    "inspect": inspect,
-    "probe": probe,
-    "lens": LENS,
-    "eval": run_eval,
-    "prepare": prepare,
-    "plan": plan,
-    "bench": run_bench,
-    "compare": run_compare,
-    "convert": convert,
-    "doctor": doctor,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Exception, MemoryError) as error:
         if os.environ.get("BDH_DEBUG"):
             raise
-        known = isinstance(error, ValueError | OSError | NonFiniteError | LostRankError)
+        known = isinstance(error, ValueError | OSError) or _ends_training(error)
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else " (BDH_DEBUG=1 shows where)"
         print("bdh: " + kind + " ".join(str(error).split()) + hint, file=sys.stderr)
@@ -77,10 +49,11 @@ def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"bdh {__version__}")
         return 0
-    makers: dict[str, Callable[[list[str]], object]] = {
-        "train": train_defaults,
-        "pretrain": pretrain_defaults,
-        "plan": plan_defaults,
-    }
-    defaults = {argv[0]: {"args": makers[argv[0]](argv)}} if argv and argv[0] in makers else {}
-    return parse(argv, COMMANDS, defaults)()
+    return parse(argv, COMMANDS)()
+
+
+def _ends_training(error: BaseException) -> bool:
+    """Whether it is what a training says when it cannot go on."""
+    from bdh.train import LostRankError, NonFiniteError  # with torch, which takes a second
+
+    return isinstance(error, NonFiniteError | LostRankError)

@@ -10,18 +10,23 @@ from rich.console import Console
 
 from bdh import checkpoint, evaluation
 from bdh.cli.shared import json_text, open_model, run_facts
+from bdh.train import pick_device
 
 
-def run_eval(model: Path, settings: tyro.conf.OmitArgPrefixes[evaluation.Settings], json: bool = False) -> int:
+def run_eval(
+    model: Path, settings: tyro.conf.OmitArgPrefixes[evaluation.Settings], device: str = "auto", json: bool = False
+) -> int:
     """Score a model: bits per byte of a text, by position too, recall of facts, multiple choice.
 
     Args:
         model: run directory, checkpoint directory or .pt file.
         settings: on what, and how.
+        device: cpu, cuda, cuda:N, mps, or auto (the fastest one present).
         json: print the findings as one JSON document; all else goes to stderr.
     """
     console, shown = Console(stderr=json, highlight=False), Console(stderr=True, highlight=False)
-    hatchling, tokenizer = open_model(model), checkpoint.load_tokenizer(model)
+    where = pick_device(device)
+    hatchling, tokenizer = open_model(model).to(where), checkpoint.load_tokenizer(model)
     if model.is_file() and hatchling.config.vocab_size != tokenizer.vocab_size:
         print(
             f"bdh: warning: {model} does not say what its {hatchling.config.vocab_size:,} tokens are; the first 256 "

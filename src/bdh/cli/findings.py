@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bdh.cli.shared import json_text
-from bdh.lens.panel import Cell, Panel, Table
+
+if TYPE_CHECKING:
+    from bdh.lens.panel import Cell, Panel, Table
 
 WIDTH = 120
 """Least columns of a table: one that is wider than the terminal is rather wrapped there than cut."""

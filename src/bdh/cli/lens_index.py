@@ -13,13 +13,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bdh import lens
 from bdh.cli.lens_labels import LABEL_BYTES, print_labels
 from bdh.cli.shared import corpus_of, json_text, open_model, window_of
 from bdh.data import spread
 from bdh.files import check_directory
-from bdh.lens.index.neuronpedia import export_neuronpedia
-from bdh.lens.index.terminal import print_page
 
 
 def index(
@@ -46,6 +43,8 @@ def index(
         seed: of the sample of places at which each neuron fires.
         json: print where it is, and the density by level, as JSON.
     """
+    from bdh import lens
+
     target = out or Path(f"{model}-index")
     check_directory(target, "--out")
     hatchling = open_model(model)
@@ -97,6 +96,9 @@ def neuron(
         data: a file or directory of text to label with instead; its last tenth is read.
         json: print the page as JSON.
     """
+    from bdh import lens
+    from bdh.lens.index.terminal import print_page
+
     hatchling = open_model(model) if model else None
     page = lens.Index.open(index, hatchling).neuron(name)
     labels = []
@@ -126,6 +128,9 @@ def export(
         format: neuronpedia has the fields of its dashboards.
         neurons: which, by global id or as h1:425; by default all.
     """
+    from bdh import lens
+    from bdh.lens.index.neuronpedia import export_neuronpedia
+
     with _showing(Console(stderr=True)) as progress:
         count = export_neuronpedia(
             lens.Index.open(index), out, neurons or None, lambda done, of: progress("writing", done, of)

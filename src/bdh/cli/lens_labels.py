@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -11,11 +11,11 @@ from tyro.conf import Positional
 
 from bdh.cli.shared import corpus_of, json_text, open_model
 from bdh.data import spread
-from bdh.lens.find import Found, find_neurons
-from bdh.lens.labels import Labelled, label_neurons
-from bdh.lens.names import neuron_id
-from bdh.lens.neuron_panels import find_panel, labels_panel, wording
-from bdh.model import BDH
+
+if TYPE_CHECKING:
+    from bdh.lens.find import Found
+    from bdh.lens.labels import Labelled
+    from bdh.model import BDH
 
 LABEL_BYTES = 65_536
 """Text that labels are found and scored on."""
@@ -34,7 +34,7 @@ def find(
     data: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Find the neurons that fire for a word, told apart from other words like it, and say what else they fire for.
+    """Find neurons that fire for a word, told apart from other words like it, and say what else they fire for.
 
     Args:
         model: run directory, checkpoint directory or .pt file.
@@ -47,6 +47,8 @@ def find(
         data: a file or directory of text instead; its last tenth is read.
         json: print what was found as JSON.
     """
+    from bdh import lens
+
     if (token is None) == (concept is None):
         raise ValueError("expected one of --token WORD and --concept FILE")
     if top < 1:
@@ -55,12 +57,12 @@ def find(
     hatchling = open_model(model)
     text = corpus_of(model, dataset, data).validation.tobytes()
     with Console(stderr=True).status("") as status:
-        found = find_neurons(hatchling, text, words, signal=signal, case=case, progress=status.update)
+        found = lens.find_neurons(hatchling, text, words, signal=signal, case=case, progress=status.update)
         labelled: dict[int, Labelled] = {}
         for level in sorted({one.level for one in found.neurons[:top]}):
             shown = [one.neuron for one in found.neurons[:top] if one.level == level]
             status.update(f"labelling {len(shown)} neurons at level {level}")
-            labels = label_neurons(hatchling, spread(text, LABEL_BYTES), shown, signal=signal, level=level)
+            labels = lens.label_neurons(hatchling, spread(text, LABEL_BYTES), shown, signal=signal, level=level)
             labelled |= {one.neuron: one for one in labels}
     if json:
         print(json_text(found.to_dict() | {"labels": [one.to_dict() for one in labelled.values()]}))
@@ -89,13 +91,16 @@ def label(
         data: a file or directory of text instead; its last tenth is read.
         json: print the labels and all their scores as JSON.
     """
+    from bdh import lens
+    from bdh.lens.names import neuron_id
+
     hatchling = open_model(model)
     chosen = [neuron_id(word, hatchling.config) for word in neurons]
     if not chosen:
         raise ValueError("no neuron: expected global ids such as 425, or head and index such as h1:425")
     text = spread(corpus_of(model, dataset, data).validation.tobytes(), LABEL_BYTES)
     with Console(stderr=True).status("reading an untrained model to compare with") as status:
-        found = label_neurons(
+        found = lens.label_neurons(
             hatchling, text, chosen, signal=signal, level=level,
             progress=lambda done: status.update(f"{done} of {len(chosen)} neurons labelled"),
         )  # fmt: skip
@@ -120,6 +125,8 @@ def _at(neuron: int, model: BDH) -> str:
 
 
 def _print_found(found: Found, labelled: dict[int, Labelled], model: BDH) -> None:
+    from bdh.lens.neuron_panels import find_panel, wording
+
     console = Console(highlight=False)
     console.print(wording(found))
     console.print("Compared with: " + find_panel(found, model.config.neurons_per_head).baseline + ".", style="dim")
@@ -146,6 +153,8 @@ def _print_found(found: Found, labelled: dict[int, Labelled], model: BDH) -> Non
 
 def print_labels(found: list[Labelled], model: BDH) -> None:
     """Print labels with their scores, the rules that were tried, and what chance reaches."""
+    from bdh.lens.neuron_panels import labels_panel
+
     console = Console(highlight=False)
     for one in found:
         _print(console, f"{_at(one.neuron, model)}: {_said(one)}")

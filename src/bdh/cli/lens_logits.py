@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from bdh import lens
 from bdh.cli.findings import tell
 from bdh.cli.shared import open_byte_model
 from bdh.data import load_corpus, spread
-from bdh.lens import logit_panels
+from bdh.data.streams import tensor
 
 _TEXT = "To be or not to be"
 _WINDOW, _WINDOWS = 128, 128
@@ -35,6 +33,9 @@ def surprise(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import lens
+    from bdh.lens import logit_panels
+
     hatchling = open_byte_model(model)
     if data is None:
         ids = lens.repeated_words(words, seed)
@@ -43,7 +44,7 @@ def surprise(
         rows = len(text) // _WINDOW
         if not rows:
             raise ValueError(f"--data {data}: expected {_WINDOW} bytes of validation text or more, got {len(text)}")
-        ids = torch.from_numpy(np.frombuffer(text, np.uint8)[: rows * _WINDOW].reshape(rows, _WINDOW).astype(np.int64))
+        ids = tensor(np.frombuffer(text, np.uint8)[: rows * _WINDOW].reshape(rows, _WINDOW).astype(np.int64))
     found = lens.measure_surprise(hatchling, ids, seed=seed)
     values, panels = {"surprise": found.to_dict()}, [logit_panels.surprise_panel(found)]
     if data is None:
@@ -75,6 +76,9 @@ def logits(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import lens
+    from bdh.lens import logit_panels
+
     hatchling = open_byte_model(model)
     if attribute is None:
         if token is not None or against is not None:
@@ -99,6 +103,9 @@ def attention(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import lens
+    from bdh.lens import logit_panels
+
     found = lens.signed_attention(open_byte_model(model), text, level, seed=seed)
     return tell(found.to_dict(), [logit_panels.attention_panel(found)], json, out)
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from bdh import checkpoint, lens
 from bdh.cli.looking import baseline_of
 from bdh.cli.shared import corpus_of, json_text, open_model, run_facts, window_of
 from bdh.files import check_directory, check_file
@@ -42,6 +41,8 @@ def report(
         files: write every picture (SVG, PNG) and table (CSV, Parquet) into this directory too.
         json: print what was written as JSON; progress goes to stderr.
     """
+    from bdh import lens
+
     check_file(out, "--out")
     if files:
         check_directory(files, "--files")
@@ -86,6 +87,8 @@ def report(
 
 def _origin(model: Path, facts: dict[str, Any] | None) -> dict[str, str]:
     """Where the weights come from: their hash, and what the run says of itself."""
+    from bdh import checkpoint
+
     weights = model if model.is_file() else checkpoint.resolve(model) / checkpoint.WEIGHTS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if facts is None:

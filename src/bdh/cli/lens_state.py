@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bdh import checkpoint, lens
 from bdh.cli.findings import tell
 from bdh.cli.shared import open_byte_model
 from bdh.files import check_file
-from bdh.generate import prefill
-from bdh.lens import memory_panels
-from bdh.lens.panel import Panel
-from bdh.state import State
+
+if TYPE_CHECKING:
+    from bdh.lens.panel import Panel
+    from bdh.state import State
 
 _TEXT = "To be or not to be"
 
@@ -41,6 +40,9 @@ def synapses(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import lens
+    from bdh.lens import memory_panels
+
     hatchling = open_byte_model(model)
     idx = hatchling.as_ids(text)
     if pair is not None:
@@ -81,6 +83,9 @@ def ledger(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import lens
+    from bdh.lens import memory_panels
+
     hatchling = open_byte_model(model)
     idx = hatchling.as_ids(text)
     at = idx.shape[1] - 1 if position is None else position
@@ -110,6 +115,10 @@ def state(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import checkpoint, lens
+    from bdh.generate import prefill
+    from bdh.lens import memory_panels
+
     if (state is None and other is not None) or (state is not None and (other is None) == (text is None)):
         raise ValueError("expected --text, or --state with --other or --text")
     hatchling = open_byte_model(model)
@@ -143,7 +152,7 @@ def edit(
     json: bool = False,
     out: Path | None = None,
 ) -> int:
-    """Take bytes out of a memory, or scale synapses in it, and save it: bdh generate --state goes on from there.
+    """Take bytes out of a memory, or scale its synapses, and save it: bdh generate --state goes on from there.
 
     Args:
         model: run directory, checkpoint directory or .pt file.
@@ -157,6 +166,10 @@ def edit(
         json: print the findings as JSON.
         out: folder for pictures (SVG) and tables (CSV).
     """
+    from bdh import checkpoint, lens
+    from bdh.generate import prefill
+    from bdh.lens import memory_panels
+
     if text is None and erase:
         raise ValueError("--erase: expected --text too; a memory does not know the bytes that it was made of")
     if text is None and state is None:

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from bdh import checkpoint
 from bdh.cli.findings import tell
 from bdh.cli.shared import open_model, run_facts
 from bdh.files import check_directory
-from bdh.generate import remember
-from bdh.lens import topology as topo
-from bdh.lens.memory import check_neurons
-from bdh.lens.panel import Panel
-from bdh.model import BDH
+
+if TYPE_CHECKING:
+    from bdh.lens import topology as topo
+    from bdh.lens.panel import Panel
+    from bdh.model import BDH
 
 
 def topology(
@@ -30,7 +29,7 @@ def topology(
     neuron: int | None = None,
     raw: bool = False,
     over_training: bool = False,
-    draws: int = topo.DRAWS,
+    draws: int = 3,
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -54,6 +53,10 @@ def topology(
         out: a folder for pictures (SVG) and tables (CSV).
         json: print the findings as JSON.
     """
+    from bdh.lens import topology as topo
+    from bdh.lens.memory import check_neurons
+    from bdh.model import BDH
+
     _check(which, text, level, neuron, raw, over_training, out)
     hatchling = open_model(model)
     if neuron is not None:
@@ -123,6 +126,8 @@ def _partners(found: topo.Topology, neuron: int, console: Console) -> topo.Ego |
         edges = len(found.graph)
         console.print(f"neuron {neuron} has none of the {edges:,} strongest edges of the {half} half", soft_wrap=True)
         return None
+    from bdh.lens import topology as topo
+
     return topo.ego(found.graph, neuron)
 
 
@@ -130,6 +135,10 @@ def _wires(
     path: Path, model: BDH, which: Literal["x", "y", "sigma"], text: str | None, level: int | None, raw: bool
 ) -> Callable[[BDH], topo.Wiring]:
     """What is looked at of any model of this shape."""
+    from bdh import checkpoint
+    from bdh.generate import remember
+    from bdh.lens import topology as topo
+
     if which != "sigma":
         return lambda of: topo.wiring(of, which, centred=False if raw else None)
     assert text is not None
@@ -140,6 +149,8 @@ def _wires(
 
 def _checkpoints(run: Path) -> dict[int, Callable[[], BDH]]:
     """The checkpoints of a run by their step, opened one at a time."""
+    from bdh import checkpoint
+
     found = sorted((run / "checkpoints").glob("step-*"))
     if not found:
         raise ValueError(f"--over-training: {run} has no checkpoints/step-...; expected a run directory")

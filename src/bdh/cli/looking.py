@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from bdh import lens
 from bdh.cli.shared import corpus_of, json_text, open_model, window_of
 from bdh.data import Corpus, spread
 from bdh.files import check_file
-from bdh.model import BDH
+
+if TYPE_CHECKING:
+    from bdh.model import BDH
 
 BASELINE_BYTES = 4_096, 65_536
 """Least and most validation text that `bdh inspect` compares with; a large model reads less, to answer in a minute."""
@@ -51,6 +52,8 @@ def inspect(
         html: write a self-contained report there.
         json: print the findings as JSON.
     """
+    from bdh import lens
+
     if top < 1 or contexts < 1:
         raise ValueError(f"--top {top} --contexts {contexts}: expected integers >= 1")
     if html:

@@ -10,10 +10,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from bdh import lens
-from bdh.checkpoint import load_tokenizer
-from bdh.cli.shared import json_text, open_model
-from bdh.data import ByteTokenizer
+from bdh.cli.shared import json_text, open_byte_model
 from bdh.files import check_directory, write_text
 
 
@@ -41,6 +38,8 @@ def probe(
         out: write pictures, tables and probe.json into this directory.
         json: print the findings as JSON.
     """
+    from bdh import lens
+
     if list:
         known = [lens.Concept.load(name) for name in lens.concept_names()]
         for concept in known:
@@ -53,9 +52,7 @@ def probe(
     if out is not None:
         check_directory(out, "--out")
     asked = [lens.Concept.load(name) for name in concepts]
-    if load_tokenizer(model).name != ByteTokenizer.name:
-        raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
-    hatchling = open_model(model)
+    hatchling = open_byte_model(model)
     with Console(stderr=True, highlight=False).status("reading") as status:
         found = lens.probe_together(
             hatchling,

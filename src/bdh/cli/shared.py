@@ -1,22 +1,28 @@
-"""What several commands need: the model that a path names, the text that it is compared with, JSON."""
+"""What several commands need: the model that a path names, the text that it is compared with, JSON.
+
+As in all modules of commands, what loads torch is imported inside functions: it takes a second, and a mistake in a flag
+is to be told at once.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bdh import checkpoint
 from bdh.checks import check_one_text
 from bdh.data import ByteTokenizer, Corpus, load_corpus
-from bdh.foreign import import_checkpoint
-from bdh.model import BDH
-from bdh.train.run import read_facts
+
+if TYPE_CHECKING:
+    from bdh.model import BDH
 
 
 def open_model(path: Path) -> BDH:
     """Return the model of a run directory, a checkpoint directory or a .pt file."""
+    from bdh import checkpoint
+    from bdh.foreign import import_checkpoint
+
     return import_checkpoint(path) if path.is_file() else checkpoint.load(path)
 
 
@@ -29,12 +35,16 @@ def open_byte_model(path: Path) -> BDH:
 
 def check_bytes(model: Path) -> None:
     """Raise ValueError for other tokens: what is shown of texts, and what is measured on them, are bytes."""
+    from bdh import checkpoint
+
     if checkpoint.load_tokenizer(model).name != ByteTokenizer.name:
         raise ValueError(f"{model} was trained on tokens that are not bytes: expected a byte model")
 
 
 def run_facts(model: Path) -> dict[str, Any] | None:
     """Return what is known about the run that a model, or a checkpoint in it, is from; None if it is from none."""
+    from bdh.train.run import read_facts
+
     in_run = model.parent.name == "checkpoints"
     return read_facts(model.resolve().parents[1] if in_run else model)
 

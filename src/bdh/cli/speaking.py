@@ -7,15 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bdh import checkpoint, ops
-from bdh import generate as generation
-from bdh.chat import Conversation, prompt_ids
 from bdh.cli.shared import json_text, open_model
+from bdh.config import Precision
 from bdh.data import Prompting, Tokenizer, read_tokenizer
 from bdh.files import check_directory, check_file
-from bdh.foreign import import_checkpoint
-from bdh.train.run import environment
-from bdh.train.stopping import leaving_on_sigterm, stop_requests
 
 
 def generate(
@@ -30,7 +25,7 @@ def generate(
     instruct: bool = False,
     state: Path | None = None,
     save_state: Path | None = None,
-    precision: ops.Precision = "float32",
+    precision: Precision = "float32",
     json: bool = False,
 ) -> int:
     """Continue a text, token by token as it is made.
@@ -51,6 +46,10 @@ def generate(
         precision: bfloat16 or int8 makes text faster on a CPU, from rounded weights and a memory in bfloat16.
         json: print prompt and text as one JSON line when done.
     """
+    from bdh import checkpoint
+    from bdh import generate as generation
+    from bdh.chat import prompt_ids
+
     if save_state:
         check_file(save_state, "--save-state")
     hatchling, tokenizer = open_model(model), checkpoint.load_tokenizer(model)
@@ -108,6 +107,11 @@ def chat(
         seed: same seed, same answers.
         json: print turn and answer as one JSON line.
     """
+    from bdh import checkpoint
+    from bdh import generate as generation
+    from bdh.chat import Conversation
+    from bdh.train.stopping import leaving_on_sigterm, stop_requests
+
     generation.check_length(max_new_tokens)
     if memory:
         check_file(memory, "--memory")
@@ -151,15 +155,28 @@ def _turns() -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: Path | None = None) -> int:
-    """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code is run.
+def convert(
+    source: Path,
+    out: Path,
+    /,
+    n_layer: int | None = None,
+    tokenizer: Path | None = None,
+    adapter: Path | None = None,
+) -> int:
+    """Make a model directory of a .pt file, a sharded checkpoint, or a model and an adapter; no code in them runs.
 
     Args:
-        source: the .pt file; or a checkpoint of bdh train --parallel fsdp or neurons, or its run directory.
+        source: the .pt file, official or community; or a checkpoint of bdh train --parallel fsdp or neurons, or its run
+            directory; or, with an adapter, any model.
         out: directory to write.
         n_layer: number of levels, when the file does not say.
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
+        adapter: adapter.safetensors of bdh finetune --lora-rank: change the model that it was trained on, the source.
     """
+    from bdh import checkpoint
+    from bdh.foreign import import_checkpoint
+    from bdh.lowrank import load_adapter
+
     check_directory(out)
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
     asked = None
@@ -167,12 +184,14 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
         from bdh.train import sharding  # half a second of imports
 
         directory = checkpoint.resolve(source)
-        if not sharding.is_sharded(directory):
+        sharded = sharding.is_sharded(directory)
+        if not sharded and adapter is None:
             raise ValueError(
-                f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp or neurons"
+                f"{directory} is no sharded checkpoint: expected a .pt file, one of --parallel fsdp or neurons, or an "
+                "--adapter to change it"
             )
-        model, words = sharding.merge(directory), words or checkpoint.load_tokenizer(directory)
-        asked = checkpoint.load_prompting(directory)
+        model = sharding.merge(directory) if sharded else checkpoint.load(directory)
+        words, asked = words or checkpoint.load_tokenizer(directory), checkpoint.load_prompting(directory)
     else:
         model = import_checkpoint(source, n_layer=n_layer)
     if words is not None and words.vocab_size > model.config.vocab_size:
@@ -180,6 +199,8 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
             f"{tokenizer} has {words.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
             "give the tokenizer that it was trained with"
         )
+    if adapter is not None:
+        asked = load_adapter(model, adapter) or asked
     checkpoint.save(model, out, words, asked)
     print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
     return 0
@@ -191,6 +212,9 @@ def doctor(json: bool = False) -> int:
     Args:
         json: print as JSON.
     """
+    from bdh import ops
+    from bdh.train.run import environment
+
     facts = environment() | {"training on CPU": ops.levels_path()}
     if json:
         print(json_text(facts))

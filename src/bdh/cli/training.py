@@ -1,29 +1,25 @@
-"""Commands that train, or say what a training takes: train, plan, compare, bench."""
+"""Commands that train, or say what a training takes: train, pretrain, plan."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from rich.console import Console
 
-from bdh import bench, planning
-from bdh import compare as comparing
 from bdh.arguments import FLAT, PlanArgs, TrainArgs
-from bdh.cli.shared import corpus_of, json_text
+from bdh.cli.shared import json_text
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import ByteTokenizer, load_corpus
-from bdh.model import BDH
-from bdh.train import NonFiniteError, Reporter, Run, World, fit, joined
-from bdh.train.loggers import Logger, TensorBoard, WandB
+
+if TYPE_CHECKING:
+    from bdh import planning
+    from bdh.train import Run, World
+    from bdh.train.loggers import Logger
 
 
 def train(args: Annotated[TrainArgs, FLAT]) -> int:
@@ -31,6 +27,8 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh train ...
     """
+    from bdh.train import NonFiniteError, joined
+
     with joined(parallel=args.parallel, ranks_per_model=args.ranks_per_model) as world:
         try:
             return _train(args, world)
@@ -41,6 +39,10 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
 
 def _train(args: TrainArgs, world: World) -> int:
+    from bdh import planning
+    from bdh.model import BDH
+    from bdh.train import Reporter, fit
+
     console = Console(stderr=args.json, highlight=False, quiet=not world.first)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     run = _open_run(args)
@@ -89,6 +91,8 @@ def pretrain(args: Annotated[TrainArgs, FLAT]) -> int:
 
 
 def _open_run(args: TrainArgs) -> Run:
+    from bdh.train import Run
+
     if args.resume_from not in (None, "auto") and args.out_dir not in (None, args.run_dir):
         raise ValueError(f"--resume-from {args.resume_from} goes on in that directory: leave --out-dir away")
     run = Run(args.run_dir)
@@ -100,6 +104,8 @@ def _open_run(args: TrainArgs) -> Run:
 
 
 def _loggers(args: TrainArgs, say: Callable[[str], None]) -> list[Logger]:
+    from bdh.train.loggers import TensorBoard, WandB
+
     mode = args.wandb_mode or os.environ.get("WANDB_MODE") or "online"
     named = {
         "--wandb-entity": args.wandb_entity,
@@ -118,6 +124,8 @@ def _loggers(args: TrainArgs, say: Callable[[str], None]) -> list[Logger]:
 
 def plan(args: Annotated[PlanArgs, FLAT]) -> int:
     """Say what a training will take before it is begun: parameters, memory, work, time."""
+    from bdh import planning
+
     console, errors = Console(highlight=False), Console(stderr=True)
     if args.run is not None:
         found = planning.compare(args.run)
@@ -155,50 +163,11 @@ def _speeds(
     model: BDHConfig, train: TrainConfig, trained: planning.Activity, errors: Console
 ) -> dict[str, planning.Speed]:
     """Time a training, or say why it is not."""
+    from bdh import planning
+
     reason = planning.why_not(model, train)
     if reason:
         errors.print(f"not timed: {reason}", markup=False)
         return {}
     with errors.status("") as status:
         return planning.calibrate(model, train, trained=trained, progress=status.update)
-
-
-def run_bench(settings: tyro.conf.OmitArgPrefixes[bench.Settings], json: bool = False, plot: Path | None = None) -> int:
-    """Measure this machine: this package beside the released way and beside GPT-2 of equal size.
-
-    Args:
-        settings: what to measure.
-        json: print all figures with every repetition as one JSON document; tables go to stderr.
-        plot: draw a bar chart to this .png, .svg or .pdf file.
-    """
-    bench.check(settings, plot)
-    text = corpus_of(settings.run, None, settings.data).validation.tobytes() if settings.run else None
-    command = shlex.join(["bdh", *sys.argv[1:]])
-    found = bench.report(settings, text, Console(stderr=json, highlight=False), command=command, plot=plot)
-    if json:
-        print(json_text(found))
-    return 0
-
-
-def run_compare(settings: tyro.conf.OmitArgPrefixes[comparing.Settings], json: bool = False) -> int:
-    """Train variants with several seeds on the same text and tell which are better, by how much, and how surely.
-
-    Args:
-        settings: what to compare.
-        json: print all figures of every run as one JSON document; all else goes to stderr.
-    """
-    console = Console(stderr=json, highlight=False)
-    report = settings.out_dir / "report.html"
-    command = shlex.join(["bdh", *sys.argv[1:]])
-    write = functools.partial(comparing.write_report, path=report)
-    try:
-        found = comparing.compare(settings, console, command=command, after=write)
-    except comparing.Stopped as stop:
-        console.print("stopped; the same command goes on", markup=False)
-        return 0 if stop.args[0] == "SIGTERM" else 130
-    write(found)
-    comparing.print_comparison(found, console)
-    console.print(f"report: {report.resolve()}", markup=False, soft_wrap=True)
-    if json:
-        print(json_text(found.to_dict()))
-    return 0

@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bdh.config import TrainConfig
 from bdh.data import shards, streams
 from bdh.data.corpora import Corpus, CorpusError, load_corpus
 from bdh.data.order import Batch, shape_of
-from bdh.data.streams import NOT_SCORED, Tokens, random_windows
+from bdh.data.streams import NOT_SCORED, Tokens, random_windows, tensor
 from bdh.data.templates import Prompting
 
 POOL = 64
@@ -72,7 +71,7 @@ def as_rows(examples: Sequence[Example], separator: int, block_size: int) -> str
         idx[row, 1 : len(tokens) + 1] = tokens[: width - 1]
         answer = np.append(tokens[prompt:], separator)[: max(0, width - prompt)]
         targets[row, prompt : prompt + len(answer)] = answer
-    return torch.from_numpy(idx), torch.from_numpy(targets)
+    return tensor(idx), tensor(targets)
 
 
 class Examples:

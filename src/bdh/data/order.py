@@ -9,16 +9,17 @@ Shapes: B rows of a batch, T tokens of a window (`block_size`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from bdh.config import TrainConfig
 from bdh.data.shards import TokenShards
-from bdh.data.streams import Tokens, random_windows
+from bdh.data.streams import Tokens, random_windows, tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCANNED = 2**24
 """Tokens that are looked at together for separators."""
@@ -140,8 +141,8 @@ class DocumentStreams:
         document = self._order[number]
         inside = place - (self._ends[number] - self._lengths[document])
         where = self._starts[document] + inside  # in the text
-        idx, targets = (torch.from_numpy(self._tokens[at].astype(np.int64)) for at in (where, where + 1))
-        fresh = torch.from_numpy(inside == 0)
+        idx, targets = (tensor(self._tokens[at].astype(np.int64)) for at in (where, where + 1))
+        fresh = tensor(inside == 0)
         if at == 0:
             fresh[:, 0] = True
         size = self.rows // self._passes

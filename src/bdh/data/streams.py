@@ -3,19 +3,24 @@
 Shapes: B batch, T tokens of a window (`block_size`).
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bdh.data.shards import TokenShards
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Batch = tuple[Tensor, Tensor]
 
 NOT_SCORED = -100
 """A target that no loss counts."""
 
 Tokens = npt.NDArray[Any] | TokenShards
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def random_windows(tokens: Tokens, *, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
@@ -87,20 +92,33 @@ def fixed_windows(tokens: Tokens, *, block_size: int, max_windows: int | None = 
     return _gather(tokens, starts, block_size)
 
 
-def scored_share(targets: torch.Tensor) -> float:
+def scored_share(targets: Tensor) -> float:
     """Return how many windows' worth of targets a loss counts, by which means over batches are to be weighted.
 
     Examples:
+        >>> import torch
         >>> scored_share(torch.tensor([[1, 2], [3, NOT_SCORED]]))
         1.5
     """
     return int((targets != NOT_SCORED).sum()) / targets.shape[1]
 
 
+def tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return the array as a tensor. The only place where text meets torch, which takes a second to import.
+
+    Examples:
+        >>> tensor(np.arange(3))
+        tensor([0, 1, 2])
+    """
+    import torch
+
+    return torch.from_numpy(array)
+
+
 def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> Batch:
     """Copy the windows out of the tokens: `starts (B,)` -> idx, targets `(B, T)`."""
     windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T+1)
-    return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
+    return tensor(windows[:, :-1].copy()), tensor(windows[:, 1:].copy())
 
 
 def _require_window(tokens: Tokens, block_size: int) -> None:

@@ -2,16 +2,16 @@
 
 repeated-words   a fixed warm-up, then a random word again and again (arXiv 2509.26507, Sec. 5)
 copy             a random word, a bar, and the word again
-needle           facts between filler, and later a question for one of them
+needle           two facts, a filler, and a question for one of them
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
+from bdh.data.needle import needle
+from bdh.data.words import Words
 
-LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
 WARM_UP = b"abcdefghijklm"
 REPEATS = 8
 WORD = 8
@@ -21,24 +21,10 @@ FILLER = (
     b"we walked along the river. ",
     b"it was late. ",
 )
-FACTS = 3
+DISTANCE = 20
+"""Most bytes between facts and question, so that a document has at most 85: small models learn it in minutes."""
 
-Document = Callable[["Words"], bytes]
-
-
-class Words:
-    """Random words from the raw stream of the Philox generator, which is the same in every version of NumPy."""
-
-    def __init__(self, seed: int, document: int) -> None:
-        self._bits = np.random.Philox(key=seed, counter=document << 128)
-
-    def below(self, n: int) -> int:
-        """Return a number 0..n-1."""
-        return int(self._bits.random_raw() % np.uint64(n))
-
-    def word(self, length: int = WORD) -> bytes:
-        """Return random letters."""
-        return bytes(LETTERS[(self._bits.random_raw(length) % np.uint64(len(LETTERS))).astype(np.int64)])
+Document = Callable[[Words], bytes]
 
 
 def repeated_words(words: Words) -> bytes:
@@ -49,7 +35,7 @@ def repeated_words(words: Words) -> bytes:
         >>> len(text), text[13:21] == text[69:77]
         (77, True)
     """
-    return WARM_UP + words.word() * REPEATS
+    return WARM_UP + words.word(WORD) * REPEATS
 
 
 def copy(words: Words) -> bytes:
@@ -64,27 +50,24 @@ def copy(words: Words) -> bytes:
     return word + b"|" + word
 
 
-def needle(words: Words) -> bytes:
-    """Return facts "key=value;" between filler, and after more filler "?key=" with its value.
+def needle_in_filler(words: Words) -> bytes:
+    """Return a needle as `bdh eval --needle` asks them, at a random distance of 0 to 20 bytes, and its answer.
 
     Examples:
-        >>> text = needle(Words(seed=0, document=0))
-        >>> answered = text[text.index(b"?") + 1 :]
-        >>> answered + b";" in text
+        >>> text = needle_in_filler(Words(seed=0, document=0))
+        >>> answered = text[text.rindex(b"The") :]
+        >>> answered in text[: text.rindex(b"The")]
         True
     """
-    facts = [words.word(4) + b"=" + words.word(4) for _ in range(FACTS)]
-    parts = []
-    for fact in facts:
-        parts += [FILLER[words.below(len(FILLER))] for _ in range(1 + words.below(4))] + [fact + b";"]
-    parts += [FILLER[words.below(len(FILLER))] for _ in range(words.below(8))]
-    return b"".join(parts) + b"?" + facts[words.below(FACTS)]
+    filler = b"".join(FILLER[words.below(len(FILLER))] for _ in range(8))
+    made = needle(words, filler, distance=words.below(DISTANCE + 1))
+    return made.prompt + made.answers[made.right]
 
 
 TASKS: dict[str, tuple[Document, str]] = {
     "repeated-words": (repeated_words, "a fixed warm-up, then a random word eight times"),
     "copy": (copy, "a random word, a bar, and the word again"),
-    "needle": (needle, "facts between filler, and later a question for one of them"),
+    "needle": (needle_in_filler, "two facts, a filler, and a question for one of them"),
 }
 SEPARATOR = 0
 SIZES = {"train": 2**20, "validation": 2**17}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,12 @@ import numpy.typing as npt
 from bdh.compare.statistics import Estimate
 from bdh.data import Tokenizer
 from bdh.data.streams import Tokens
-from bdh.evaluation.reading import Cut, rows_at_once, surprisals
+from bdh.evaluation.reading import Cut, Told, rows_at_once, surprisals
 from bdh.evaluation.statistics import ratio
 from bdh.model import BDH
 
 PIECES = 32
 """Equal pieces of a text whose spread gives the interval: neighbouring bytes are too alike to count one by one."""
-
-Told = Callable[[int, int], None]
-"""Told how many tokens are read, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def bits_per_byte(
         block_size: tokens of a window; None: one stream.
         stride: tokens from window to window, at most block_size; None: block_size, windows that do not overlap.
         separator: token that is read, and not scored.
-        told: progress.
+        told: progress, in tokens.
 
     Raises:
         ValueError: fewer tokens, a stride without windows, a value out of range, or tokens that the model lacks.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh.data import Tokenizer
-from bdh.evaluation.reading import loglikelihoods
+from bdh.evaluation.reading import Told, loglikelihoods
 from bdh.evaluation.statistics import share
 from bdh.model import BDH
 
@@ -82,9 +81,7 @@ def _question(row: Any) -> Question:
     return Question(prompt, tuple(choices), answer)
 
 
-def multiple_choice(
-    model: BDH, tokenizer: Tokenizer, questions: list[Question], told: Callable[[int, int], None] | None = None
-) -> Choices:
+def multiple_choice(model: BDH, tokenizer: Tokenizer, questions: list[Question], told: Told | None = None) -> Choices:
     """Answer each question by the choice with the highest log-likelihood after the prompt.
 
     Args:

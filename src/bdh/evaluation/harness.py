@@ -57,7 +57,7 @@ class Answers:
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        return list(loglikelihoods(self.bdh, ((context, continuation) for _, context, continuation in requests)))
+        return loglikelihoods(self.bdh, ((context, continuation) for _, context, continuation in requests))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return log p of whole texts."""

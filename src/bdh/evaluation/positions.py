@@ -11,8 +11,8 @@ import numpy.typing as npt
 from bdh.compare.statistics import Estimate, paired
 from bdh.data import Tokenizer
 from bdh.data.streams import Tokens
-from bdh.evaluation.bits import Told, check_tokens, cutter, tokens_at
-from bdh.evaluation.reading import rows_at_once, surprisals
+from bdh.evaluation.bits import check_tokens, cutter, tokens_at
+from bdh.evaluation.reading import Told, rows_at_once, surprisals
 from bdh.evaluation.statistics import ratio
 from bdh.model import BDH
 

@@ -105,9 +105,24 @@ def _score_text(
         terminal.print_positions(positions, unit, console)
         found["positions"] = asdict(positions)
     if settings.needle:
-        filler = tokenizer.decode(np.asarray(text.tokens[:FILLER])).encode()
         with terminal.showing(shown, "needles") as told:
-            recall = needle_recall(model, tokenizer, filler, seed=settings.seed, told=told)
+            recall = needle_recall(
+                model,
+                tokenizer,
+                _filler(text, tokenizer),
+                distances=settings.needle_distances,
+                facts=settings.needle_facts,
+                count=settings.needle_count,
+                seed=settings.seed,
+                separator=text.separator,
+                told=told,
+            )
         terminal.print_recall(recall, console)
         found["needle"] = [asdict(one) for one in recall]
     return found
+
+
+def _filler(text: Text, tokenizer: Tokenizer) -> bytes:
+    """Return the beginning of a text without what stands between its documents."""
+    ids = np.asarray(text.tokens[:FILLER])
+    return tokenizer.decode(ids if text.separator is None else ids[ids != text.separator]).encode()

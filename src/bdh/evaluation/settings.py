@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdh.checks import check_one_text
+from bdh.data.needle import FACTS, KEYS
+from bdh.evaluation.recall import COUNT, DISTANCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,12 @@ class Settings:
     """Also tell bits per byte by how much was read before, over blocks of 8 windows."""
     needle: bool = False
     """Also hide facts in the text and ask for them."""
+    needle_distances: tuple[int, ...] = DISTANCES
+    """Bytes between the facts and the question."""
+    needle_count: int = COUNT
+    """Needles per distance; more make the intervals narrower."""
+    needle_facts: int = FACTS
+    """Facts of a needle, one of which is asked for."""
     choices: Path | None = None
     """Also answer the questions of this file, lines {"prompt": ..., "choices": [...], "answer": index}; with it and
     nothing named of the text, nothing else is done."""
@@ -43,10 +51,18 @@ class Settings:
         check_one_text(self.data, self.dataset)
         if self.stream and (self.block_size is not None or self.stride is not None):
             raise ValueError("--stream has no windows: leave --block-size and --stride away")
-        for name, least in (("block_size", 1), ("stride", 1), ("max_bytes", 2), ("seed", 0)):
+        for name, least in (("block_size", 1), ("stride", 1), ("max_bytes", 2), ("needle_count", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected an integer >= {least}")
+        if not self.needle_distances or min(self.needle_distances) < 0:
+            got = " ".join(map(str, self.needle_distances)) or "without any"
+            raise ValueError(f"--needle-distances {got}: expected integers >= 0")
+        if self.needle_facts not in range(1, len(KEYS) + 1):
+            raise ValueError(f"--needle-facts {self.needle_facts}: expected 1 .. {len(KEYS)}")
+        asked = self.needle_distances, self.needle_count, self.needle_facts
+        if not self.needle and asked != (DISTANCES, COUNT, FACTS):
+            raise ValueError("--needle-distances, --needle-count and --needle-facts are of needles: add --needle")
 
     @property
     def wants_text(self) -> bool:

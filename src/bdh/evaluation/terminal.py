@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,10 +16,10 @@ from bdh.data import Tokenizer
 from bdh.evaluation.bits import Bits
 from bdh.evaluation.choices import Choices
 from bdh.evaluation.positions import Positions
+from bdh.evaluation.reading import Told
 from bdh.evaluation.recall import Recall
 from bdh.evaluation.texts import Text
 
-Told = Callable[[int, int], None]
 SAID_EVERY = 10.0
 """Seconds between lines where there is no terminal."""
 
@@ -81,17 +81,20 @@ def print_positions(found: Positions, unit: str, console: Console) -> None:
     console.print(table, highlight=False)
     if found.trained is not None:
         console.print(
-            f"* more than the {found.trained:,} bytes of a training window; change: from the last line within it, "
-            "paired by block",
+            f"* behind a line: more than the {found.trained:,} bytes of a training window. Change: from the last line "
+            "within it, paired by block; * behind it: an interval without 0",
             soft_wrap=True,
         )
 
 
 def print_recall(found: list[Recall], console: Console) -> None:
     """Print what was found again."""
-    console.print("\nneedles: facts, a filler, and a question for one of them")
+    one = found[0]
+    console.print(
+        f"\nneedles: {one.facts} fact{'s' * (one.facts > 1)}, a filler, and a question; {one.needles} per distance"
+    )
     table = Table(box=None, pad_edge=False)
-    for head in ("distance", "said exactly", "95 %", "rank", "without facts", "guess"):
+    for head in ("distance", "said exactly", "95 %", "without facts", "rank", "without facts"):
         table.add_column(head, justify="right", no_wrap=True)
     for r in found:
         low, high = r.exact_interval
@@ -99,13 +102,17 @@ def print_recall(found: list[Recall], console: Console) -> None:
             f"{r.distance:,}",
             f"{100 * r.exact:.0f} %",
             f"{100 * low:.0f}-{100 * high:.0f} %",
+            f"{100 * r.exact_without:.0f} %",
             short(r.rank),
             short(r.rank_without),
-            f"{(r.answers + 1) / 2:.1f}",
         )
     console.print(table, highlight=False)
-    answers = max((r.answers for r in found), default=0)
-    console.print(f"distance in bytes; rank of the right one among {answers} answers", soft_wrap=True)
+    told = f", and who remembers answers but not of what, {100 / one.facts:.0f} %" if one.facts > 1 else ""
+    console.print(
+        f"distance in bytes; rank of the right one among {one.answers} answers. Who guesses has rank "
+        f"{(one.answers + 1) / 2:.1f} and says {100 / one.answers:.0f} % exactly{told}",
+        soft_wrap=True,
+    )
 
 
 def short(found: Estimate) -> str:
@@ -120,7 +127,7 @@ def short(found: Estimate) -> str:
 
 def print_choices(found: Choices, console: Console) -> None:
     """Print how many questions were answered rightly."""
-    console.print(f"\nmultiple choice: {found.questions:,} questions; guessing {100 * found.chance:.1f} %")
+    console.print(f"\nmultiple choice, questions: {found.questions:,}; guessing {100 * found.chance:.1f} %")
     rows = (
         ("accuracy", found.accuracy, found.interval),
         ("accuracy per byte", found.accuracy_per_byte, found.interval_per_byte),

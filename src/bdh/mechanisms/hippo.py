@@ -14,7 +14,7 @@ Shapes: B batch, T tokens, D embedding, C channels, N order (coefficients per ch
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -115,6 +115,7 @@ class HiPPO(nn.Module):
         self, n_embd: int, *, measure: Measure = "legs", order: int = 32, channels: int = 16, theta: float = 256.0
     ) -> None:
         super().__init__()
+        _let_a_compiler_keep_the_tables()
         if channels < 1:
             raise ValueError(f"channels {channels}: expected a positive number")
         hippo_matrices(measure, order, theta)  # refuses what cannot be
@@ -195,8 +196,13 @@ class _Kind(NamedTuple):
         return k if self.measure == "legs" else 0
 
 
-# a compiler would otherwise make the tables anew at every call
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def _let_a_compiler_keep_the_tables() -> None:
+    """A compiler would otherwise make them anew at every call. Not a decorator: to mark a function takes a second."""
+    for table in (_step, _block):
+        torch.compiler.assume_constant_result(table)
+
+
 def _step(kind: _Kind, k: int) -> tuple[Tensor, Tensor]:
     """Ab (N, N) and Bb (N,) of the token after k: c_{k+1} = Ab c_k + Bb u_{k+1}, float64."""
     first, place = divmod(kind.age(k), BLOCK)
@@ -204,7 +210,6 @@ def _step(kind: _Kind, k: int) -> tuple[Tensor, Tensor]:
     return keep[place], write[place]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _block(kind: _Kind, k: int, n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tables of n tokens after k: c_{k+1+i} = keep[i] c_k + sum_{j<=i} write[i, j] u_{k+1+j}; (n, N, N), (n, n, N)."""
     return _blocks(kind, kind.age(k), n, dtype, device)

@@ -14,11 +14,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bdh.config import LevelsBackend
+from bdh.config import LevelsBackend, Precision
 from bdh.ops import lif, native, native_levels, parallel, reference, tiled
 from bdh.ops.leaky import leaky_integrate
 from bdh.ops.lif import spiking_step
-from bdh.ops.native import FadingStep, Precision, SpikingStep, StepWeights, step_weights
+from bdh.ops.native import FadingStep, SpikingStep, StepWeights, step_weights
 from bdh.ops.native import step as step_levels
 from bdh.ops.native_levels import Memory, levels_from
 from bdh.ops.parallel import product

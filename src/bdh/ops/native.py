@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bdh.config import Precision
 
 try:
     kernels: Any = importlib.import_module("bdh._native")
@@ -29,10 +31,6 @@ def available() -> bool:
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use on this processor."""
     return str(kernels.instruction_set())
-
-
-Precision = Literal["float32", "bfloat16", "int8"]
-"""How the copies of the weights that `step` reads are stored."""
 
 
 Levels = Sequence[Mapping[str, Tensor]]

@@ -29,7 +29,15 @@ def blocks_of(T: int) -> list[tuple[int, int]]:
     return [(start, min(BLOCK, T - start)) for start in range(0, T, BLOCK)]
 
 
-def composed(config: BDHConfig, B: int, T: int, *, form: Form | None = None, bytes_per_number: int = WIDE) -> int:
+def composed(
+    config: BDHConfig,
+    B: int,
+    T: int,
+    *,
+    form: Form | None = None,
+    carried: bool = False,
+    bytes_per_number: int = WIDE,
+) -> int:
     """Count the tensors that autograd saves when a pass is composed of PyTorch operations on a CPU.
 
     Exact; a storage that is saved twice counts once, parameters do not count.
@@ -39,6 +47,7 @@ def composed(config: BDHConfig, B: int, T: int, *, form: Form | None = None, byt
         B: windows.
         T: tokens of a window.
         form: of attention; None is the one that the pass takes by itself.
+        carried: the pass goes on from a memory, which is kept too.
         bytes_per_number: 4 in float32; 2 under autocast to bfloat16.
 
     Returns:
@@ -49,7 +58,8 @@ def composed(config: BDHConfig, B: int, T: int, *, form: Form | None = None, byt
         498756
     """
     e, D, N = bytes_per_number, config.n_embd, config.n_neurons
-    total = config.n_layer * _composed_level(config, B, T, form or form_of(config, T), e)
+    form = form or ("chunked" if carried else form_of(config, T))
+    total = config.n_layer * _composed_level(config, B, T, form, carried, e)
     total += outside(config, B, T, bytes_per_number=e)
     total += 4 * T * N // config.n_head  # the table of rotations
     if e < WIDE:
@@ -58,11 +68,12 @@ def composed(config: BDHConfig, B: int, T: int, *, form: Form | None = None, byt
     return total
 
 
-def _composed_level(config: BDHConfig, B: int, T: int, form: Form, e: int) -> int:
+def _composed_level(config: BDHConfig, B: int, T: int, form: Form, carried: bool, e: int) -> int:
     H, D, N = config.n_head, config.n_embd, config.n_neurons
     neurons, width = B * T * N, B * T * D  # numbers in (B, H, T, K) and (B, T, D)
+    wide = carried or form == "chunked"  # a state is read and written in float32
     # x, y and x * y laid out for the decoder; the rotated x as attention takes it
-    total = 3 * e * neurons + (WIDE if form == "chunked" else e) * neurons
+    total = 3 * e * neurons + (WIDE if wide else e) * neurons
     if config.dropout:
         total += e * neurons
     if config.winners_per_head not in (None, config.neurons_per_head):
@@ -72,9 +83,9 @@ def _composed_level(config: BDHConfig, B: int, T: int, form: Form, e: int) -> in
     if _copies(config, B):
         total += 2 * e * B * N * D + e * H * width  # both encoders and v, as the products have them
     else:
-        total += WIDE * width if e == WIDE or form == "chunked" else 0  # v itself
+        total += WIDE * width if e == WIDE or wide else 0  # v itself
         total += e * width if e < WIDE else 0  # v rounded for the drive
-    return total + _attention(config, B, T, form, e)
+    return total + _attention(config, B, T, form, carried, e)
 
 
 def _copies(config: BDHConfig, B: int) -> bool:
@@ -82,18 +93,21 @@ def _copies(config: BDHConfig, B: int) -> bool:
     return B > 1 and config.n_head > 1
 
 
-def _attention(config: BDHConfig, B: int, T: int, form: Form, e: int) -> int:
-    """Scores, v as the products have it where that is not v itself, and the states between blocks."""
+def _attention(config: BDHConfig, B: int, T: int, form: Form, carried: bool, e: int) -> int:
+    """Scores, v as the products have it where that is not v itself, and the states that are read."""
     H, D, N = config.n_head, config.n_embd, config.n_neurons
-    copied = B * H * D if _copies(config, B) else B * D if e < WIDE and form != "chunked" else 0  # numbers per token
+    wide = carried or form == "chunked"
+    copied = B * H * D if _copies(config, B) else B * D if e < WIDE and not wide else 0  # numbers per token
     if form == "reference":
+        if carried:  # token by token: each reads a state, and all but the last write one that is read
+            return WIDE * (T * B * N * D + (T - 1) * copied)
         return e * (B * H * T * T + copied * T)
     blocks = blocks_of(T)
     if form == "dense":
         return e * sum(B * H * inside * (before + inside) + copied * (before + inside) for before, inside in blocks)
     scores = sum(B * H * inside**2 + copied * inside for _, inside in blocks)
     written = sum(copied * inside + B * N * D for _, inside in blocks[:-1])
-    return WIDE * (scores + written)
+    return WIDE * (scores + written + carried * B * N * D)
 
 
 def outside(config: BDHConfig, B: int, T: int, *, bytes_per_number: int = WIDE) -> int:

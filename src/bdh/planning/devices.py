@@ -102,7 +102,7 @@ def on_devices(
     P = WIDE * own.n_parameters
     kept = _kept(own)
     if parallel == "data":
-        held = {"weights": P, "gradients": P, "moments": 2 * P, "message": P, "activations": kept}
+        held = {"weights": P, "gradients": P, "moments": 2 * P, "message": P, **kept}
         messages = {
             "gradients": Message(P, devices, 2),
             "loss and marks": Message(WIDE * (1 + devices), devices, 2),
@@ -116,7 +116,7 @@ def on_devices(
         "gradients": part + P,
         "moments": 2 * part,
         "message": P,
-        "activations": kept,
+        **kept,
     }
     passes = train.grad_acc_steps * P
     messages = {"weights": Message(passes, devices, 1), "gradients": Message(passes, devices, 1)}
@@ -130,7 +130,7 @@ def _neurons(model: BDHConfig, train: TrainConfig, share: Share, models: int) ->
     dtype = pick_dtype(train.dtype, pick_device(train.device))
     vocabulary = 2 * WIDE * model.vocab_size * model.n_embd
     message = vocabulary if models == 1 else P
-    held = {"weights": P, "gradients": P, "moments": 2 * P, "message": message, "activations": _kept(own)}
+    held = {"weights": P, "gradients": P, "moments": 2 * P, "message": message, **_kept(own)}
     width = min(WIDE, dtype.itemsize) * train.batch_size * train.block_size * model.n_embd  # (B', T, D)
     there_and_back = 2 * train.grad_acc_steps * model.n_layer * width
     messages = {"write": Message(there_and_back, ranks, 2)}
@@ -150,5 +150,7 @@ def _rows_of(train: TrainConfig, ranks: int) -> TrainConfig:
     return replace(train, batch_size=here.stop - here.start)
 
 
-def _kept(own: Plan) -> int:
-    return own.activation_bytes[own.kept]
+def _kept(own: Plan) -> dict[str, int]:
+    """Return what there is of each row: what a pass keeps, and what the rows of streams carry."""
+    carried = {"states of the rows": own.carried_bytes} if own.carried_bytes else {}
+    return {"activations": own.activation_bytes[own.kept], **carried}

@@ -41,7 +41,14 @@ def of_device(device: torch.device) -> int | None:
 
 
 def phases(
-    config: BDHConfig, train: TrainConfig, path: str, device: torch.device, *, density: float, bytes_per_number: int
+    config: BDHConfig,
+    train: TrainConfig,
+    path: str,
+    device: torch.device,
+    *,
+    density: float,
+    carried: int,
+    bytes_per_number: int,
 ) -> dict[str, int]:
     """Return the most that a run holds in each phase.
 
@@ -51,24 +58,28 @@ def phases(
         path: how training passes are computed.
         device: where; on a CPU the libraries count too.
         density: share of x that fires; a run begins with the most.
+        carried: bytes that the rows remember from step to step.
         bytes_per_number: 4 in float32; 2 under autocast to half precision.
 
     Returns:
         Bytes, by phase.
     """
     e, T, weights = bytes_per_number, train.block_size, WIDE * config.n_parameters
-    always = (PROCESS if device.type == "cpu" else 0) + 3 * weights  # AdamW holds two numbers per parameter
+    # AdamW holds two numbers per parameter
+    always = (PROCESS if device.type == "cpu" else 0) + 3 * weights + carried
     held = HELD[path] if device.type == "cpu" else 1.0
     windows = max(1, min(train.batch_size, EVALUATED // (T * config.n_neurons)))
     if train.eval_windows is not None:
         windows = min(train.eval_windows, windows)
-    training = always + round(held * _training(config, train, path, density, e))
+    # the kernels read what the rows of a pass remembered before, and leave another; composed passes count it as kept
+    before = carried // train.grad_acc_steps if path == "native" else 0
+    training = always + before + round(held * _training(config, train, path, density, e))
     return {
         "training": training,
         "evaluation": always + _reading(config, windows, T, e),
         "sampling": always + (config.n_layer + 2) * WIDE * config.n_neurons * config.n_embd,  # states, turned encoders
-        # a copy of weights and moments, in the machine's memory, is written while training goes on
-        "training while a checkpoint is written": training + (3 * weights if device.type == "cpu" else 0),
+        # a copy of weights and moments, in the machine's memory, is written while training goes on, and the memories
+        "training while a checkpoint is written": training + (3 * weights if device.type == "cpu" else 0) + carried,
     }
 
 
@@ -80,7 +91,8 @@ def _kept(config: BDHConfig, train: TrainConfig, path: str, density: float, e: i
         return activations.native(config, B, T, density=density, again=again, bytes_per_number=e)
     if path == "tiled":
         return activations.tiled(config, B, T, bytes_per_number=e)
-    return activations.composed(config, B, T, form="reference" if path == "reference" else None, bytes_per_number=e)
+    form: activations.Form | None = "reference" if path == "reference" else None
+    return activations.composed(config, B, T, form=form, carried=train.batches == "streams", bytes_per_number=e)
 
 
 def _training(config: BDHConfig, train: TrainConfig, path: str, density: float, e: int) -> int:

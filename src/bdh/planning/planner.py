@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,9 +32,11 @@ class Plan:
     optimizer_bytes: int
     """Two moments of AdamW per parameter, and a count of steps per tensor."""
     checkpoint_bytes: int
-    """Weights and moments on disk, without the few lines of text about them."""
+    """Weights, moments and what rows carry on disk, without the few lines of text about them."""
     state_bytes: int
-    """Synaptic state of one sequence in generation, whatever its length: L * N * D numbers."""
+    """State of one sequence in generation, whatever its length: L * N * D numbers, and what the mechanisms add."""
+    carried_bytes: int
+    """With streams, the states of all rows of a step, which are kept for the next; else 0."""
     path: str
     """How training passes are computed: native, tiled, composed or reference."""
     activation_bytes: dict[str, int]
@@ -107,16 +108,22 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
     weights = WIDE * model.n_parameters
     with torch.device("meta"):
         hatchling = BDH(model)
+        level = hatchling.parts.silence(1, position=0)
+    state = model.n_layer * sum(part.nbytes for part in level.values())
+    streams = train.batches == "streams"
+    carried = train.batch_size * train.grad_acc_steps * state if streams else 0
     moments = 2 * weights + WIDE * len(list(hatchling.parameters()))
     random, trained = AT_RANDOM.of(model), trained.of(model)
     kept = _kept(model, train, random, trained, e)
     flop = {
-        "dense": work.training(model, train.block_size),
+        "dense": work.training(model, train.block_size, form="chunked" if streams else None),
         "native, random weights": work.native_training(model, train.block_size, random),
         "native, trained": work.native_training(model, train.block_size, trained),
     }
     if not model.released:  # of the paths that are left, one
-        kept, flop = {"composed": kept["composed"]}, {"dense": flop["dense"]}
+        kept, flop = {path: kept[path]}, {"dense": flop["dense"]}
+    elif not _tiles(train):
+        del kept["tiled"]
     again = activations.computed_again(model, train.batch_size, train.block_size, density=random.x)
     native = f"native, {'levels computed again' if again else 'random weights'}"
     return Plan(
@@ -124,12 +131,13 @@ def make(model: BDHConfig, train: TrainConfig, *, trained: Activity = TRAINED) -
         weight_bytes=weights,
         gradient_bytes=weights,
         optimizer_bytes=moments,
-        checkpoint_bytes=weights + moments,
-        state_bytes=WIDE * model.n_layer * sum(math.prod(shape) for shape in hatchling.parts.state_shapes(1).values()),
+        checkpoint_bytes=weights + moments + carried,
+        state_bytes=state,
+        carried_bytes=carried,
         path=path,
         activation_bytes=kept,
         kept=native if path == "native" else path,
-        phase_bytes=memory.phases(model, train, path, device, density=random.x, bytes_per_number=e),
+        phase_bytes=memory.phases(model, train, path, device, density=random.x, carried=carried, bytes_per_number=e),
         memory_bytes=memory.of_device(device),
         tokens_per_pass=train.batch_size * train.block_size,
         tokens=train.max_steps * train.tokens_per_step,
@@ -146,15 +154,22 @@ def path_of(model: BDHConfig, train: TrainConfig, device: torch.device, dtype: t
         return "composed"
     activities = model.activities(train.batch_size * train.block_size)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), ops.using(train.backend):
-        return ops.levels_backend(torch.empty((), device=device), activities=activities)
+        path = ops.levels_backend(torch.empty((), device=device), activities=activities)
+    return "composed" if path == "tiled" and not _tiles(train) else path
+
+
+def _tiles(train: TrainConfig) -> bool:
+    """Whether the tiled path can be taken: it carries no memory and cuts no gradients."""
+    return train.batches == "windows" and train.bptt == "window"
 
 
 def _kept(model: BDHConfig, train: TrainConfig, random: Activity, trained: Activity, e: int) -> dict[str, int]:
     B, T = train.batch_size, train.block_size
+    carried = train.batches == "streams"
     native = {"random weights": (random, False), "trained": (trained, False), "levels computed again": (random, True)}
     return {
-        "reference": activations.composed(model, B, T, form="reference", bytes_per_number=e),
-        "composed": activations.composed(model, B, T, bytes_per_number=e),
+        "reference": activations.composed(model, B, T, form="reference", carried=carried, bytes_per_number=e),
+        "composed": activations.composed(model, B, T, carried=carried, bytes_per_number=e),
         "tiled": activations.tiled(model, B, T, bytes_per_number=e),
         **{
             f"native, {name}": activations.native(model, B, T, density=at.x, again=again, bytes_per_number=e)

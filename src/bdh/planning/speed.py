@@ -111,7 +111,7 @@ class _Timing:
         self.config, self.train, self.folder = config, train, folder
         self.model = BDH.from_seed(config, train.seed)
         rng = np.random.default_rng(train.seed)
-        size = max(2**16, 2 * train.block_size + 2)
+        size = max(2**16, (train.batch_size + 1) * train.block_size + 1)  # streams take a window of it for each row
         self.text = rng.integers(0, min(256, config.vocab_size), size, dtype=np.uint8)
         self.known: dict[tuple[int, int], float] = {}
         self.updates: list[float] = []

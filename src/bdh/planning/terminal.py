@@ -94,6 +94,8 @@ def _sizes(plan: Plan) -> Table:
     table.add_row("AdamW's moments", size(plan.optimizer_bytes))
     table.add_row("checkpoint on disk", size(plan.checkpoint_bytes))
     table.add_row("synaptic state, one sequence of any length", size(plan.state_bytes))
+    if plan.carried_bytes:
+        table.add_row("states of all rows, carried from step to step", size(plan.carried_bytes))
     return table
 
 
