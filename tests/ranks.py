@@ -1,9 +1,11 @@
 """Several processes on this machine that run one function, each with its rank."""
 
+import io
 import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -60,3 +62,16 @@ def _run(
         pipe.send(function(*args))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}" + ("" if str(error) else traceback.format_exc()))
+
+
+def command(arguments: list[str]) -> tuple[object, str, str]:
+    """Return exit code, stdout and stderr of the command on this rank."""
+    from bdh.cli import main
+
+    code: object = None
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()

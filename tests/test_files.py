@@ -1,5 +1,7 @@
 """Old content or new, never a part, and nothing left behind."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,22 @@ def test_impossible_targets_are_refused(tmp_path: Path) -> None:
     for target, says in ((tmp_path, "is a directory"), (tmp_path / "no" / "a", "does not exist")):
         with pytest.raises(ValueError, match=says), files.replacing_file(target):
             pass
+
+
+def test_a_directory_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    with files.alone(tmp_path, "go away"):
+        with pytest.raises(ValueError, match=rf"in use by process {os.getpid()}: wait for it, or go away$"):
+            files.alone(tmp_path, "go away").__enter__()
+        with files.alone(tmp_path.parent, "go away"):  # another is free
+            pass
+    with files.alone(tmp_path, "go away"):  # and so is this one then
+        pass
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked"), files.alone(tmp_path, "go away"):
+        pass

@@ -2,15 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import bdh
 from bdh import BDH, BDHConfig, TrainConfig
-from bdh.checkpoint import load_prompting
+from bdh.checkpoint import load_prompting, resolve
 from bdh.cli import main
 from bdh.data import Prompting, load_corpus, load_examples
 from bdh.data.prepare import Settings, prepare
@@ -18,6 +20,8 @@ from bdh.finetune import answers, base_text, bits_per_byte, padding
 from bdh.train import Run
 from bdh.train.reading import Reading
 from bdh.train.sharing import Copies
+from ranks import command, on_ranks
+from small_training import CURVE, curve
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue"}
 ASKS = ("Colour of {}?", "Which colour has {}?", "Say how {} looks.", "And {}?", "Please, {}?", "{}?")
@@ -105,19 +109,86 @@ def test_a_model_learns_to_answer(place: Path, capsys: pytest.CaptureFixture[str
     assert "holds a run already: add --resume" in capsys.readouterr().err
 
 
-def test_stopped_and_gone_on_with_is_as_if_it_had_not_been(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("finetune", "--model", "model", "--data", "data/colours", "--replay", "base.txt", *LOOP, "--json")
-    schedule = ("--schedule", "linear", "--min-lr-ratio", 1)  # the same rate, however long it is to go
+@pytest.mark.parametrize("how", [(), ("--lora-rank", 2)], ids=["whole", "low rank"])
+def test_stopped_and_gone_on_with_is_as_if_it_had_not_been(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: tuple
+) -> None:
+    words = ("finetune", "--model", "model", "--data", "data/colours", "--replay", "base.txt", *LOOP, *how, "--json")
+    schedule = (
+        "--warmup-steps",
+        2,
+        "--schedule",
+        "linear",
+        "--min-lr-ratio",
+        1,
+    )  # the same rate, however far it goes
     assert run(*words, *schedule, "--max-steps", 8, "--save-every", 4, "--out-dir", "whole") == 0
     assert run(*words, *schedule, "--max-steps", 6, "--save-every", 3, "--out-dir", "parts") == 0
+    shutil.copytree("parts", "without")
     assert run(*words, *schedule, "--max-steps", 8, "--save-every", 4, "--out-dir", "parts", "--resume") == 0
-    last = [Run(name).last for name in ("whole", "parts")]
-    assert last[0] is not None
-    assert last[1] is not None
-    whole, parts = (bdh.load(one).state_dict() for one in last)
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert same("whole", "parts")
     assert run(*words, "--out-dir", "parts", "--resume", "--max-examples", 12, "--max-steps", 9) == 2
     assert "was trained on other text" in capsys.readouterr().err
+    if how:  # the control: going on from the base alone is noticed
+        monkeypatch.setattr("bdh.train.saving.restore_adapter", lambda *_: True)
+        assert run(*words, *schedule, "--max-steps", 8, "--save-every", 4, "--out-dir", "without", "--resume") == 0
+        assert not same("whole", "without")
+
+
+def same(*runs: str) -> bool:
+    """Whether the last checkpoints of two runs have the same numbers, those of the optimiser too."""
+    last = [Run(name).last for name in runs]
+    assert None not in last
+    one, other = ({file.name: load_file(file) for file in path.glob("*.safetensors")} for path in last if path)
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[file][name], other[file][name]) for file in one for name in one[file])
+
+
+def test_a_run_of_low_rank_goes_on_as_it_began_or_not_at_all(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("finetune", "--data", "data/colours", *LOOP, "--max-steps", 6, "--resume")
+    low = ("--model", "model", "--lora-rank", 2)
+    assert run(*words, *low, "--out-dir", "low") == 0
+    assert run(*words, "--model", "model", "--out-dir", "high") == 0
+    bdh.save(BDH.from_seed(bdh.load("model").config, 1), "changed")
+    for given, says in (
+        (("--model", "model", "--out-dir", "low"), "was trained with changes of low rank: give its --lora-rank"),
+        ((*low, "--out-dir", "high"), "was trained without --lora-rank: leave it away"),
+        ((*low, "--lora-rank", 3, "--out-dir", "low"), "was trained with lora rank 2, not 3: keep it"),
+        ((*low, "--lora-alpha", 3, "--out-dir", "low"), "was trained with lora alpha 16.0, not 3.0: keep it"),
+        ((*low, "--model", "changed", "--out-dir", "low"), "expected the model that it was trained on"),
+        ((*low, "--model", "gone", "--out-dir", "low"), "no checkpoint at gone"),
+    ):
+        capsys.readouterr()
+        assert run(*words, *given) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+
+
+def test_an_adapter_makes_its_base_the_tuned_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", "model", "--data", "data/colours", *LOOP, "--max-steps", 6, "--learning-rate", "1e-2")
+    assert run("finetune", *words, "--lora-rank", 2, "--out-dir", "low") == 0
+    adapter = resolve(Path("low")) / "adapter.safetensors"
+    assert f"the changes alone: {adapter}" in capsys.readouterr().out
+    assert adapter.stat().st_size < 0.1 * (adapter.parent / "model.safetensors").stat().st_size
+    assert run("convert", "model", "again", "--adapter", adapter) == 0
+    tuned, again, before = (bdh.load(name).state_dict() for name in ("low", "again", "model"))
+    assert all(torch.equal(tuned[name], again[name]) for name in tuned)
+    assert not torch.equal(before["encoder"], again["encoder"])
+    assert load_prompting("again") == load_prompting("low") == Prompting("short", 0)
+    for source, file, says in (
+        ("again", adapter, "changes weights with the hash"),
+        ("model", "base.txt", "base.txt is no adapter"),
+        ("model", adapter.parent / "model.safetensors", "model.safetensors is no adapter"),
+        ("model", "nowhere", "no adapter at nowhere"),
+        ("model", "low", "no adapter at low"),
+    ):
+        capsys.readouterr()
+        assert run("convert", source, "other", "--adapter", file) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    assert run("convert", "model", "other") == 2
+    assert "--adapter" in capsys.readouterr().err
+    assert not Path("other").exists()
 
 
 def test_low_rank_changes_the_maps_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +260,6 @@ MISTAKES = [
     ("--dataset colours --replay base.txt --replay-share 1.5", "--replay-share 1.5: expected a number"),
     ("--dataset colours --replay base.txt --batch-size 1", "beside 1 of replay; got 0"),
     ("--dataset colours --lora-rank 99", "lora_rank=99"),
-    ("--dataset colours --lora-rank 2 --resume", "a run of low rank cannot go on"),
     ("--dataset colours --max-examples 0", "--max-examples 0: expected an integer >= 1"),
 ]
 
@@ -203,7 +273,45 @@ def test_a_mistake_gets_one_line(words: str, says: str, place: Path, capsys: pyt
     assert not Path("out").exists()
 
 
-def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run("finetune", "--model", "model", "--dataset", "colours", "--out-dir", "out") == 2
-    assert "leave torchrun away" in capsys.readouterr().err
+WAYS = {"answers": (), "replay": ("--replay", "base.txt", "--replay-share", 0.25), "low rank": ("--lora-rank", 2)}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_processes_that_share_batches_out_learn_what_one_does(place: Path, how: str, capsys) -> None:
+    times = ("--max-steps", 8, "--learning-rate", "1e-2", "--warmup-steps", 2, "--eval-interval", 4)
+    words = (
+        "finetune",
+        "--model",
+        place / "model",
+        "--data",
+        place / "data/colours",
+        *LOOP,
+        *times,
+        "--log-interval",
+        1,
+    )
+    words = (*words, *(place / word if word == "base.txt" else word for word in WAYS[how]), "--json", "--out-dir")
+    assert run(*words, place / "one") == 0
+    alone = json.loads(capsys.readouterr().out)
+    first, second = on_ranks(2, command, [*map(str, words), str(place / "two")])
+    assert (first[0], *second) == (0, 0, "", ""), (first, second)
+    assert "held-out answers" in first[2]
+    one, two = curve(place / "one"), curve(place / "two")
+    assert len(one) == 11
+    assert two == pytest.approx(one, abs=CURVE, rel=0)
+    shared = json.loads(first[1])
+    for figure in ("answer_bits_per_byte", "base_bits_per_byte"):
+        assert shared[figure] == (alone[figure] and pytest.approx(alone[figure], abs=CURVE))
+    # the control: a batch whose rows are not all read gives another curve
+    assert run(*words, place / "half", "--batch-size", 4) == 0
+    assert max(abs(a - b) for a, b in zip(one, curve(place / "half"), strict=True)) > 100 * CURVE
+
+
+def test_rows_that_cannot_be_shared_out_are_refused(place: Path) -> None:
+    words = ["finetune", "--model", "model", "--data", "data/colours", "--replay", "base.txt", "--out-dir", "out"]
+    words = [str(place / word) if (place / word).exists() or word == "out" else word for word in words]
+    for code, _, errors in on_ranks(2, command, [*words, *LOOP, "--max-steps", "8", "--batch-size", "6"]):
+        assert code == 2
+        (line,) = [line for line in errors.splitlines() if line.startswith("bdh: ")]
+        assert "batch_size=6: expected examples and replay to have multiples of 2 rows each" in line
+    assert not (place / "out").exists()

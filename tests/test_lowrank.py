@@ -1,14 +1,19 @@
 """Changes of low rank: nothing at first, alone in learning, and gone into the weights of a checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import bdh
 from bdh import BDH, BDHConfig
-from bdh.lowrank import MAPS, add_low_rank
+from bdh.checkpoint import CheckpointError, fingerprint
+from bdh.lowrank import MAPS, add_low_rank, load_adapter
 from bdh.model import cross_entropy
+from bdh.train import Run, fit
+from small_training import SHAPE, TRAIN, corpus, quiet
 from tolerances import CONTROL, SAME, error
 
 IDX = torch.arange(40).view(2, 20)
@@ -78,6 +83,56 @@ def test_ranks_and_models_that_cannot_be_are_refused(tiny: BDH) -> None:
     for rank, alpha in ((0, 1.0), (17, 1.0), (2, 0.0)):
         with pytest.raises(ValueError, match="expected 1 <= rank <= n_embd=16"):
             add_low_rank(tiny, rank, alpha)
+    add_low_rank(tiny, 2)
+    with pytest.raises(ValueError, match="expected a plain model"):
+        add_low_rank(tiny, 2)
     held = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, variant="hatching"))
     with pytest.raises(ValueError, match="expected free weights, dale holds them"):
         add_low_rank(held, 2)
+
+
+@pytest.mark.parametrize("variant", ["bdh", "spiking"])
+def test_an_adapter_holds_all_that_training_changed(variant: str, tmp_path: Path) -> None:
+    """What mechanisms adapt is no sum, and is kept too."""
+    mechanisms = {"lif": {"tau": 5.0}, "bcm": {"kappa": 1.0, "tau": 2.0}} if variant == "spiking" else {}
+    config = BDHConfig.from_dict(SHAPE | mechanisms)
+    model = BDH.from_seed(config, 0)
+    add_low_rank(model, 2)
+    train = replace(TRAIN, max_steps=6)
+    fit(model, corpus(), train, Run(tmp_path), quiet())
+    last = Run(tmp_path).last
+    assert last is not None
+    plain = BDH.from_seed(config, 0)
+    assert load_adapter(plain, last / "adapter.safetensors") is None
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+    before, found, expected = BDH.from_seed(config, 0).state_dict(), plain.state_dict(), bdh.load(last).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert any(not torch.equal(before[name], found[name]) for name in found if name.startswith("parts.")) == (
+        variant == "spiking"
+    )
+    with pytest.raises(CheckpointError, match="expected the model that it was trained on"):
+        load_adapter(plain, last / "adapter.safetensors")
+
+
+def test_an_adapter_that_does_not_fit_changes_nothing(tiny: BDH, tmp_path: Path) -> None:
+    base = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    about = {"format": "1", "rank": "2", "alpha": "16.0", "seed": "0", "base": fingerprint(tiny), "prompting": "{}"}
+    for change, says in (
+        ({"rank": "9999"}, "expected 1 <= rank"),
+        ({"rank": "two"}, "invalid literal"),
+        ({"prompting": "[]x"}, "Extra data"),
+        ({"prompting": "7"}, "not iterable"),
+        ({"alpha": "nan"}, "alpha > 0"),
+        ({"format": "2"}, "not those of format 1"),
+        ({}, "do not fit the model"),
+    ):
+        save_file({"encoder.directions": torch.ones(2, 16, 2)}, tmp_path / "a", metadata=about | change)
+        with pytest.raises(CheckpointError, match=says) as found:
+            load_adapter(tiny, tmp_path / "a")
+        assert "\n" not in str(found.value)
+    (tmp_path / "a").write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match="is no adapter"):
+        load_adapter(tiny, tmp_path / "a")
+    assert all(torch.equal(tensor, base[name]) for name, tensor in tiny.state_dict().items())

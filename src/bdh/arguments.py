@@ -154,10 +154,6 @@ class FinetuneArgs:
             raise ValueError(f"--max-examples {self.max_examples}: expected an integer >= 1")
         if not 0 < self.replay_share < 1:
             raise ValueError(f"--replay-share {self.replay_share}: expected a number between 0 and 1")
-        if self.resume and self.lora_rank is not None:
-            raise ValueError(
-                "--resume: a run of low rank cannot go on, its checkpoints are whole models; leave it away"
-            )
 
     @property
     def run_dir(self) -> Path:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+LOCK = "lock"
+"""File of `alone`."""
 
 
 @contextmanager
@@ -36,6 +41,35 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         sync(target.parent)
     finally:
         work.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(directory: Path, remedy: str) -> Iterator[None]:
+    """Let one process at a time write a directory; who only reads there does not ask.
+
+    The process holds its file `lock` (flock), which ends with it however it ends, and writes its number there. The file
+    stays: if it were deleted, two processes could hold one each.
+
+    Args:
+        directory: where; it must be there.
+        remedy: what to do other than to wait.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    with (directory / LOCK).open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "?"
+            raise ValueError(f"{directory} is in use by process {holder}: wait for it, or {remedy}") from None
+        except OSError as error:  # some network file systems
+            warnings.warn(f"{directory} cannot be locked ({error.strerror}): start nothing else there", stacklevel=3)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 @contextmanager

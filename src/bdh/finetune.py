@@ -30,7 +30,8 @@ from bdh.data.prepare import Settings, prepare
 from bdh.data.streams import NOT_SCORED
 from bdh.generate import stream_text
 from bdh.model import BDH
-from bdh.train import Reporter, Result, Run, fit, pick_device
+from bdh.train import Reporter, Result, Run, World, fit, pick_device
+from bdh.train.distributed import ALONE
 from bdh.train.validation import validation_loss
 
 LOOKED_AT = 50
@@ -76,6 +77,7 @@ def finetune(
     *,
     base: Corpus | None = None,
     base_block: int | None = None,
+    world: World = ALONE,
 ) -> Tuned:
     """Train a model to answer, and measure it before and after.
 
@@ -88,29 +90,37 @@ def finetune(
         facts: what else run.json should tell.
         base: text that the model was trained on, to see what it forgets.
         base_block: tokens of a window of it; by default `config.block_size`.
+        world: the processes that share the work, see `bdh.train.joined`.
 
     Raises:
-        ValueError: see `bdh.train.fit`.
+        ValueError: see `bdh.train.fit`; or examples or replay cannot be shared out evenly.
     """
     windows = config.eval_windows
 
     def measure(model: BDH) -> tuple[float, float | None]:
-        answers = bits_per_byte(model, corpus, config.block_size, windows)
-        return answers, bits_per_byte(model, base, base_block or config.block_size, windows) if base else None
+        answers = bits_per_byte(model, corpus, config.block_size, windows, world)
+        return answers, bits_per_byte(model, base, base_block or config.block_size, windows, world) if base else None
 
+    rows = [len(batch.idx) for batch in corpus.order(config).passes(0)]
+    if any(count % world.size for count in rows):
+        raise ValueError(
+            f"batch_size={config.batch_size}: expected examples and replay to have multiples of {world.size} rows "
+            f"each, for as many processes, got {rows[0]} and {rows[-1]}; change --batch-size or --replay-share"
+        )
     corpus.require(config.block_size, model.config.vocab_size)
     model.to(device := pick_device(config.device))
     before = measure(model)
-    result = fit(model, corpus, config, run, reporter, facts)
+    result = fit(model, corpus, config, run, reporter, facts, world)
+    world.wait()  # rank 0 has written the last checkpoint
     after = measure(checkpoint.load(run.path, device=device))
     of_base = None if before[1] is None or after[1] is None else (before[1], after[1])
     return Tuned(result, (before[0], after[0]), of_base)
 
 
-def bits_per_byte(model: BDH, corpus: Corpus, block_size: int, max_windows: int | None) -> float:
+def bits_per_byte(model: BDH, corpus: Corpus, block_size: int, max_windows: int | None, world: World = ALONE) -> float:
     """Return the loss of a model on the fixed validation windows of a text, in bits per byte of it."""
     model.eval()
-    loss = validation_loss(model, *corpus.validation_windows(block_size, max_windows), at_once=8)
+    loss = validation_loss(model, *corpus.validation_windows(block_size, max_windows), at_once=8, world=world)
     return loss / math.log(2) / corpus.bytes_per_token
 
 

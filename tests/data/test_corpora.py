@@ -45,9 +45,9 @@ def test_cache_default_is_in_the_home_directory(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_file_is_taken_byte_by_byte(tmp_path: Path) -> None:
-    content = "é\r\n".encode() * 25 + b"\xff"
+    content = "é\r\n".encode() * 25 + b"e"
     path = tmp_path / "my text.txt"
-    path.write_bytes(content)
+    path.write_bytes(b"\xef\xbb\xbf" + content)
     corpus = load_corpus(data=path)
     assert corpus.name == "my text.txt"
     assert corpus.train.tobytes() == content[:90]
@@ -91,14 +91,44 @@ def test_tiny_shakespeare_as_a_file_must_be_the_canonical_one(monkeypatch: pytes
 def test_texts_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "none").mkdir()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "s.csv").touch()
+    (tmp_path / "s.parquet").touch()
+    (tmp_path / "x.docx").write_bytes(b"PK\3\4")
     for path, message in {
         "missing.txt": "expected a text file or a directory, found nothing; check the path",
         "empty.txt": "expected text, got 0 bytes; give a longer text",
         "none": "expected a directory with *.txt or *.md files, found none; give a file, or rename your texts",
+        "rows": "expected a directory with *.txt or *.md files, found none; rows are read by bdh prepare "
+        f"{tmp_path / 'rows'}",
+        "s.parquet": f"expected text, this holds rows: make them documents by bdh prepare {tmp_path / 's.parquet'}, "
+        "and train on what that writes",
     }.items():
         with pytest.raises(CorpusError) as error:
             load_corpus(data=tmp_path / path)
         assert one_line(error) == f"--data {tmp_path / path}: {message}"
+    with pytest.raises(
+        CorpusError, match=r"x.docx: expected text, found byte 0x03 at 2; .* rename it to x.bin"
+    ) as error:
+        load_corpus(data=tmp_path / "x.docx")
+    one_line(error)
+
+
+def test_any_bytes_are_taken_if_the_name_says_so(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4
+    (tmp_path / "any.bin").write_bytes(content)
+    corpus = load_corpus(data=tmp_path / "any.bin")
+    assert corpus.train.tobytes() + corpus.validation.tobytes() == content
+    (tmp_path / "any.bin").rename(tmp_path / "any.txt")
+    with pytest.raises(CorpusError, match=r"found byte 0x80 at 128 \(line 2\); .* if it is called any.bin"):
+        load_corpus(data=tmp_path / "any.txt")
+
+
+def test_rows_beside_texts_are_not_forgotten_silently(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}')
+    with pytest.warns(UserWarning, match=r"1 files of rows in it are left out; rows are read by bdh prepare"):
+        assert load_corpus(data=tmp_path).train.tobytes() == b"some tex"
 
 
 def test_unknown_name_lists_the_known_ones_and_the_nearest() -> None:

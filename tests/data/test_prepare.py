@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bdh import files
 from bdh.cli import main
 from bdh.data import documents, prepare, rows, shards, sources
 from bdh.data import terminal as terminal_module
@@ -285,7 +287,13 @@ def test_what_tells_about_data_is_no_data(tmp_path: Path) -> None:
     jsonl(tmp_path / "corpus" / "stories.jsonl", [{"text": text} for text in TEXTS])
     (tmp_path / "corpus" / "README.md").write_text("These are stories.")
     (tmp_path / "corpus" / "info.json").write_text("{}")
-    assert sorted(all_texts(prepare.prepare("corpus", Settings(validation_share=0.1)))) == sorted(TEXTS)
+    with pytest.warns(UserWarning, match=r"corpus: left out, .* beside them: README.md, info.json$"):
+        assert sorted(all_texts(prepare.prepare("corpus", Settings(validation_share=0.1)))) == sorted(TEXTS)
+    (tmp_path / "corpus" / "sub").mkdir()
+    (tmp_path / "corpus" / "sub" / "novel.txt").write_text("A novel.\n")
+    with pytest.warns(UserWarning, match="left out"):
+        both = prepare.prepare("corpus", Settings(validation_share=0.1, out_dir=tmp_path / "both"))
+    assert sorted(all_texts(both)) == sorted([*TEXTS, "A novel.\n"])
     (tmp_path / "novels").mkdir()
     for number, name in enumerate(("b.txt", "a.md", "c.TXT")):
         (tmp_path / "novels" / name).write_text(f"line {number}\n" * 5000)
@@ -393,13 +401,15 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one document")
     (tmp_path / "none").mkdir()
     (tmp_path / "story.txt.gz").write_bytes(gzip.compress(b"story"))
-    columns = "column text, or instruction and output or response, found title, body; name .* --text-column"
+    columns = (
+        "column text, or instruction and output or response, found title, body in (line|row) 1; name .* --text-column"
+    )
     for name, message in {
         "tinystorys": "did you mean tinystories",
         "nothing": "expected one of tinystories, alpaca, dolly, europarl, a file.*check the path",
         "posts.jsonl": columns,
         "posts.parquet": columns,
-        "broken.jsonl": "the row that ends at byte 22 is not JSON",
+        "broken.jsonl": "broken.jsonl: line 2 is not JSON",
         "list.json": "one JSON object per line, found an array; convert it: jq",
         "broken.parquet": "cannot be read as parquet",
         "picture.png": "expected a file that ends in .txt, .md",
@@ -456,7 +466,7 @@ def test_progress_is_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> N
 def test_two_preparations_of_the_same_are_not_mixed(stories: Path, tmp_path: Path) -> None:
     work = tmp_path / "data" / ".stories.preparing"
     work.mkdir(parents=True)
-    with prepare._alone(work), pytest.raises(CorpusError, match="another process prepares the same text"):
+    with files.alone(work, "stop it"), pytest.raises(ValueError, match=f"in use by process {os.getpid()}: wait for"):
         prepare.prepare("stories.jsonl")
 
 

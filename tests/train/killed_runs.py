@@ -22,6 +22,7 @@ from rich.console import Console
 
 from bdh import BDH, BDHConfig, TrainConfig
 from bdh.data import Corpus
+from bdh.lowrank import add_low_rank
 from bdh.train import Reporter, Run, fit
 
 TEXT = np.frombuffer(b"\0the cat sat on the mat\0a dog\0she sells sea shells by the sea shore" * 20, np.uint8)
@@ -35,6 +36,7 @@ TRAIN = TrainConfig(
 CASES = {
     "windows": (SHAPE, TRAIN),
     "streams": (SHAPE, replace(TRAIN, batches="streams", grad_acc_steps=2)),
+    "low rank": (SHAPE, TRAIN),
     "hatching": (
         BDHConfig(**HATCHLING, variant="hatching"),
         replace(TRAIN, batches="streams", rate_weight=0.1),
@@ -63,7 +65,10 @@ def begin(case: str, path: Path) -> tuple[int, int]:
     status = 1
     try:
         shape, train = CASES[case]
-        fit(BDH.from_seed(shape, 5), CORPUS, train, Run(path), Telling(write))
+        model = BDH.from_seed(shape, 5)
+        if case == "low rank":
+            add_low_rank(model, 2)
+        fit(model, CORPUS, train, Run(path), Telling(write))
         status = 0
     except BaseException as error:
         print(f"{path}: {error!r}", file=sys.stderr)

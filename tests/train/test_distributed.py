@@ -1,17 +1,14 @@
 """Processes that share each batch out take the steps of one process, and stop together."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
 from bdh import checkpoint
-from bdh.cli import main
 from bdh.train import LostRankError, World
-from ranks import on_ranks
+from ranks import command, on_ranks
 from small_training import CURVE, curve, trained
 
 MODELS = {
@@ -81,13 +78,6 @@ def test_an_error_of_its_own_is_no_lost_rank() -> None:
 def test_one_rank_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:
     assert on_ranks(2, trained, tmp_path / "run", {}, {}, "stop") == [(3, "SIGTERM")] * 2
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000003\n"
-
-
-def command(arguments: list[str]) -> tuple[object, str, str]:
-    """Return exit code, stdout and stderr of the command on this rank."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as end:
-        main(arguments)
-    return end.value.code, out.getvalue(), err.getvalue()
 
 
 def test_the_command_speaks_once(tmp_path: Path) -> None:

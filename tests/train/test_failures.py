@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,3 +194,28 @@ def test_sigterm_saves_and_exits_with_0(place: Path, monkeypatch, capsys) -> Non
         "\n", " "
     )
     assert_whole(place, 6)
+
+
+def test_one_process_at_a_time_trains_in_a_directory(place: Path, capsys) -> None:
+    run = place / "run"
+    words = f"train --data {place / 'cats.txt'} --out-dir {run} {SHAPE} {TIMES} 1000000"
+    other = subprocess.Popen([sys.executable, "-m", "bdh", *words.split()], stdout=subprocess.DEVNULL)
+    try:
+        while Run(run).last is None:
+            assert other.poll() is None
+            time.sleep(0.05)
+        assert train(place, 16) == 2
+        assert (
+            one_line(capsys) == f"bdh: {run} is in use by process {other.pid}: wait for it, or give another --out-dir"
+        )
+        with pytest.raises(SystemExit) as stop:  # to read asks for nothing
+            main(["generate", "--model", str(run), "--max-new-tokens", "2"])
+        assert stop.value.code == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert train(place, max(step_of(path) for path in Run(run).kept()) + 4) == 0
+
+
+def step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))

@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import bdh
+from bdh import BDH, BDHConfig
+
 KILLED_RUNS = Path(__file__).with_name("killed_runs.py")
-KILLS = 18
-"""Of each of three ways to train."""
+KILLS = 14
+"""Of each of four ways to train."""
 TIMES = {"train_seconds", "tokens_per_s", "peak_bytes"}
 """What differs between two runs of the same numbers."""
 
@@ -72,12 +75,24 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
             assert_same(tmp_path / case / str(number), whole)
 
 
+TIMING = "--warmup-steps 2 --eval-interval 100 --save-every 30 --eval-windows 4 --max-steps 100 --log-interval 1"
+COMMANDS = {
+    "train": "train --data cats.txt --n-layer 2 --n-embd 16 --n-head 2 --mlp-mult 8 --block-size 16 --batch-size 4 "
+    "--resume-from auto",
+    "finetune": "finetune --model model --data asks.jsonl --template short --replay cats.txt --block-size 64 "
+    "--batch-size 4 --lora-rank 2 --resume --json",
+}
+
+
 @pytest.mark.slow
-def test_kills_of_the_command_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_kills_of_the_command_lose_nothing(tmp_path: Path, command: str) -> None:
     (tmp_path / "cats.txt").write_text("the cat sat on the mat. " * 60)
-    shape = "--n-layer 2 --n-embd 16 --n-head 2 --mlp-mult 8 --block-size 16 --batch-size 4 --warmup-steps 2"
-    times = "--eval-interval 100 --save-every 30 --eval-windows 4 --max-steps 100 --log-interval 1"
-    words = f"train --data cats.txt {shape} {times} --resume-from auto --out-dir".split()
+    rows = [{"instruction": f"{n}?", "output": f"{n}!"} for n in range(200)]
+    (tmp_path / "asks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8)
+    bdh.save(BDH.from_seed(shape, 0), tmp_path / "model")
+    words = [*COMMANDS[command].split(), *TIMING.split(), "--out-dir"]
 
     def begin(out_dir: str) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-m", "bdh", *words, out_dir], cwd=tmp_path, stdout=subprocess.DEVNULL)

@@ -117,7 +117,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "convert": Command(
         "bdh.cli.speaking:convert",
-        "Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code runs.",
+        "Make a model directory of a .pt file, a sharded checkpoint, or a model and an adapter; no code in them runs.",
     ),
     "doctor": Command("bdh.cli.speaking:doctor", "Show what this machine has and which paths run on it."),
 }

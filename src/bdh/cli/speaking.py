@@ -151,17 +151,27 @@ def _turns() -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: Path | None = None) -> int:
-    """Turn a .pt checkpoint, official or community, or a sharded one into a model directory; none of its code runs.
+def convert(
+    source: Path,
+    out: Path,
+    /,
+    n_layer: int | None = None,
+    tokenizer: Path | None = None,
+    adapter: Path | None = None,
+) -> int:
+    """Make a model directory of a .pt file, a sharded checkpoint, or a model and an adapter; no code in them runs.
 
     Args:
-        source: the .pt file; or a checkpoint of bdh train --parallel fsdp or neurons, or its run directory.
+        source: the .pt file, official or community; or a checkpoint of bdh train --parallel fsdp or neurons, or its run
+            directory; or, with an adapter, any model.
         out: directory to write.
         n_layer: number of levels, when the file does not say.
         tokenizer: the tokenizer.json that the model was trained with; by default its tokens are bytes.
+        adapter: adapter.safetensors of bdh finetune --lora-rank: change the model that it was trained on, the source.
     """
     from bdh import checkpoint
     from bdh.foreign import import_checkpoint
+    from bdh.lowrank import load_adapter
 
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
     asked = None
@@ -169,12 +179,14 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
         from bdh.train import sharding  # half a second of imports
 
         directory = checkpoint.resolve(source)
-        if not sharding.is_sharded(directory):
+        sharded = sharding.is_sharded(directory)
+        if not sharded and adapter is None:
             raise ValueError(
-                f"{directory} is no sharded checkpoint: expected a .pt file, or one of --parallel fsdp or neurons"
+                f"{directory} is no sharded checkpoint: expected a .pt file, one of --parallel fsdp or neurons, or an "
+                "--adapter to change it"
             )
-        model, words = sharding.merge(directory), words or checkpoint.load_tokenizer(directory)
-        asked = checkpoint.load_prompting(directory)
+        model = sharding.merge(directory) if sharded else checkpoint.load(directory)
+        words, asked = words or checkpoint.load_tokenizer(directory), checkpoint.load_prompting(directory)
     else:
         model = import_checkpoint(source, n_layer=n_layer)
     if words is not None and words.vocab_size > model.config.vocab_size:
@@ -182,6 +194,8 @@ def convert(source: Path, out: Path, /, n_layer: int | None = None, tokenizer: P
             f"{tokenizer} has {words.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
             "give the tokenizer that it was trained with"
         )
+    if adapter is not None:
+        asked = load_adapter(model, adapter) or asked
     checkpoint.save(model, out, words, asked)
     print(f"{out}: {model.config.n_parameters:,} parameters, {model.config.n_layer} levels")
     return 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 
@@ -13,30 +12,45 @@ from bdh.cli.shared import json_text, open_model, run_facts
 from bdh.data import load_examples
 from bdh.data.terminal import showing
 
+if TYPE_CHECKING:
+    from bdh.train import World
+
 SHOWN = 3
 """Held-out prompts whose answers are shown."""
 
 
 def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
-    """Teach a trained model to answer instructions: only answers are learned, each example from an empty memory."""
+    """Teach a trained model to answer instructions: only answers are learned, each example from an empty memory.
+
+    Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh finetune ...
+    """
+    from bdh.train import NonFiniteError, joined
+
+    with joined() as world:
+        try:
+            return _finetune(args, world)
+        except NonFiniteError:
+            if world.first:
+                raise
+            return 1  # all ranks know the same, one says it
+
+
+def _finetune(args: FinetuneArgs, world: World) -> int:
     from bdh import checkpoint
     from bdh import finetune as tuning
+    from bdh.lowrank import FILE as ADAPTER
     from bdh.lowrank import add_low_rank
     from bdh.train import Reporter, Run
 
-    console = Console(stderr=args.json, highlight=False)
+    console = Console(stderr=args.json, highlight=False, quiet=not world.first)
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     config, run = args.train, Run(args.run_dir)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "bdh finetune runs in one process, since replay has few rows to share out: leave torchrun away"
-        )
     if run.last is not None and not args.resume:
         raise ValueError(f"{run.path} holds a run already: add --resume to go on, or give another --out-dir")
     model = open_model(args.model)
     before = run_facts(args.model)
     base = tuning.base_text(args.replay, before)
-    with showing(console) as told:
+    with world.first_before_others(), showing(console) as told:
         directory = tuning.prepared_examples(args.dataset, args.data, args.template, args.model, told)
     corpus = load_examples(
         directory,
@@ -71,10 +85,11 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
         {"text": before["text"] if before else None, "tuned_from": str(args.model.resolve()), "examples": corpus.info},
         base=base,
         base_block=before["train"]["block_size"] if before else None,
+        world=world,
     )
-    if args.json:
+    if args.json and world.first:
         print(json_text({"run": str(run.path), "data": str(directory), "padding": padding, **tuned.to_dict()}))
-    else:
+    elif world.first:
         answering = checkpoint.load(run.path)
         asked = tuning.answers(answering, tokenizer, list(corpus.held_out[:SHOWN]), corpus.end)
         for prompt, expected, said in asked:
@@ -91,6 +106,8 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
     if result.interrupted:
         say(f"stopped after step {result.step}, saved in {run.path}")
         return 0 if result.interrupted == "SIGTERM" else 130
+    if args.lora_rank is not None:
+        say(f"the changes alone: {checkpoint.resolve(run.path) / ADAPTER}")
     say(f"step {result.step} done in {result.seconds:.0f} s of training; talk to it with: bdh chat --model {run.path}")
     return 0
 

@@ -93,7 +93,9 @@ def _train(entry: Entry, seed: int, corpus: Corpus, path: Path, reporter: Report
     train, failed = replace(entry.train, seed=seed), None
     try:
         if entry.variant.peer:
-            result = fit_peer(make_peer(entry.variant.model, train), corpus, train, Run(path), reporter)
+            run = Run(path)
+            with run.alone():
+                result = fit_peer(make_peer(entry.variant.model, train), corpus, train, run, reporter)
         else:
             result = fit(BDH.from_seed(entry.variant.model, seed), corpus, train, Run(path), reporter, facts)
     except NonFiniteError as error:

@@ -7,6 +7,8 @@ import difflib
 import functools
 import hashlib
 import os
+import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from bdh.data.download import (
     sha256,
 )
 from bdh.data.order import DocumentStreams, Order, RandomWindows, cut_documents, document_starts, shape_of
+from bdh.data.plain import PLAIN, read_text
+from bdh.data.rows import SUFFIXES
 from bdh.data.sources import KNOWN
 from bdh.data.templates import Prompting
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
@@ -34,7 +38,6 @@ from bdh.data.tokenizers import ByteTokenizer, Tokenizer
 __all__ = ["CORPORA", "Corpus", "CorpusError", "load_corpus"]
 
 TRAIN_FRACTION = 0.9
-TEXT_SUFFIXES = (".txt", ".md")
 
 
 # eq=False: arrays have no single answer to ==
@@ -177,9 +180,9 @@ def load_corpus(
 
     Args:
         name: one of `CORPORA`; with `data`, a label, except that `tiny-shakespeare` must then be that very file.
-        data: a UTF-8 text file, taken byte by byte, or a directory, whose `*.txt` and `*.md` files at any depth are
-            joined by newlines in the order of their relative paths; the first 90 % train, the rest validation;
-            or a directory that `bdh prepare` wrote.
+        data: a UTF-8 text file (or a `.bin` file of any bytes), taken byte by byte, or a directory, whose `*.txt` and
+            `*.md` files at any depth are joined by newlines in the order of their relative paths; the first 90 %
+            train, the rest validation; or a directory that `bdh prepare` wrote.
         cache_dir: where to keep what was downloaded; default `$BDH_CACHE`, else `~/.cache/bdh`.
         progress: called with one line of text at a time, such as `print`.
 
@@ -288,14 +291,19 @@ def _load_text(name: str, path: Path) -> Corpus:
     try:
         if path.is_dir():
             files = _text_files(path)
-            contents = [file.read_bytes() for file in files]
+            contents = [read_text(file) for file in files]
             relative = [file.relative_to(path).as_posix() for file in files]
             about["files"] = [{"path": p, "bytes": len(c)} for p, c in zip(relative, contents, strict=True)]
             content = b"\n".join(contents)
         elif path.exists() and not path.is_file():
             raise CorpusError(f"--data {path}: expected a text file or a directory, this is a device or a pipe")
         else:
-            content = path.read_bytes()
+            if path.suffix.lower() in SUFFIXES and path.suffix.lower() not in PLAIN and path.is_file():
+                raise CorpusError(
+                    f"--data {path}: expected text, this holds rows: make them documents by bdh prepare "
+                    f"{shlex.quote(str(path))}, and train on what that writes"
+                )
+            content = read_text(path)
     except FileNotFoundError as error:
         raise CorpusError(
             f"--data {path}: expected a text file or a directory, found nothing; check the path"
@@ -319,12 +327,17 @@ def _load_text(name: str, path: Path) -> Corpus:
 
 def _text_files(directory: Path) -> list[Path]:
     """The text files below a directory, in the order of their relative paths (the same on every system)."""
-    files = [file for file in directory.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
+    there = [file for file in directory.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    files = [file for file in there if file.suffix.lower() in PLAIN]
+    rows = f"rows are read by bdh prepare {shlex.quote(str(directory))}"
     if not files:
+        remedy = rows if there else "give a file, or rename your texts"
         raise CorpusError(
-            f"--data {directory}: expected a directory with {' or '.join(f'*{s}' for s in TEXT_SUFFIXES)} files, found "
-            "none; give a file, or rename your texts"
+            f"--data {directory}: expected a directory with {' or '.join(f'*{s}' for s in PLAIN)} files, found none; "
+            f"{remedy}"
         )
+    if left_out := len(there) - len(files):
+        warnings.warn(f"--data {directory}: {left_out:,} files of rows in it are left out; {rows}", stacklevel=3)
     return sorted(files, key=lambda file: file.relative_to(directory).as_posix())
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bdh.data.download import CorpusError
-from bdh.data.rows import PIECE, Row, read_rows
+from bdh.data.plain import PLAIN
+from bdh.data.rows import PIECE, Row, place, read_rows
 from bdh.data.templates import Template, fill
 
 Kind = Literal["auto", "instructions", "pairs"]
@@ -33,8 +35,8 @@ class Reading(NamedTuple):
     """How the rows of a data set become documents."""
 
     kind: Kind = "auto"
-    column: str = "text"
-    """where a plain text is"""
+    column: str | None = None
+    """where a plain text is; None: in "text", unless there are instructions with answers"""
     template: Template = "newline"
     context: Context = "input"
     """what the context of an instruction becomes"""
@@ -53,33 +55,45 @@ class Reading(NamedTuple):
         if self.kind == "pairs":
             yield from self._pairs(file, start)
             return
+        plain = "text" if self.column is None or file.suffix.lower() in PLAIN else self.column
         columns = ("instruction", "input", "context", *_ANSWERS)
-        wanted = (self.column, *columns) if self.kind == "auto" else columns
+        wanted = (plain, *columns) if self.kind == "auto" else columns
         for row in read_rows(file, start, wanted):
-            if self.kind == "auto" and self.column in row.values:
-                document = Document(row.cursor, as_bytes(row.values[self.column]), follows=row.follows)
+            answer = next((name for name in _ANSWERS if name in row.values), None)
+            instructs = "instruction" in row.values and answer is not None
+            if self.kind == "auto" and plain in row.values and (self.column is not None or not instructs):
+                yield Document(row.cursor, _value(row, plain, file), follows=row.follows)
+            elif answer is None or not instructs or (self.kind == "auto" and self.column is not None):
+                raise CorpusError(self._missing(row, file))
             else:
-                document = self._instruction(row, file)
-            yield document
+                if plain in row.values:
+                    warnings.warn(
+                        f"{file}: its instructions are taken, with {answer} as the answer; its column {plain} is left "
+                        f"out (--text-column {plain} takes that instead)",
+                        stacklevel=2,
+                    )
+                yield self._instruction(row, answer, file)
 
-    def _instruction(self, row: Row, file: Path) -> Document:
-        values = row.values
-        answer = next((name for name in _ANSWERS if name in values), None)
-        if answer is None or "instruction" not in values:
-            plain = f"{self.column}, or " if self.kind == "auto" else ""
-            raise CorpusError(
-                f"{file}: expected the column {plain}instruction and {' or '.join(_ANSWERS)}, found "
-                f"{', '.join(all_columns(file, row))}; name the column of the text with --text-column"
-            )
-        instruction, given = (_text_of(values.get(name)) for name in ("instruction", "input"))
-        context = _text_of(values.get("context"))
+    def _missing(self, row: Row, file: Path) -> str:
+        wanted = f"instruction and {' or '.join(_ANSWERS)}"
+        if self.kind == "auto":
+            wanted = self.column or f"text, or {wanted}"
+        found = ", ".join(all_columns(file, row))
+        return (
+            f"{file}: expected the column {wanted}, found {found} in {place(file, row.cursor)}; name the column of the "
+            "text with --text-column"
+        )
+
+    def _instruction(self, row: Row, answer: str, file: Path) -> Document:
+        instruction, given, context = (
+            _value(row, name, file).decode("utf-8", errors="replace") for name in ("instruction", "input", "context")
+        )
         if context and self.context == "append":
             instruction = f"{instruction}\n\n**Context:**\n{context}"
         elif context:
             given = context
-        prompt = fill(self.template, instruction, given)
-        text = as_bytes(values[answer])
-        return Document(row.cursor, text if text.strip() else b"", as_bytes(prompt))
+        text = _value(row, answer, file)
+        return Document(row.cursor, text if text.strip() else b"", fill(self.template, instruction, given).encode())
 
     def _pairs(self, file: Path, start: int) -> Iterator[Document]:
         """Sentence pairs in the order of the file, joined to pieces; which language comes first is drawn per pair."""
@@ -109,15 +123,24 @@ def as_pair(values: dict[str, Any], languages: tuple[str, str]) -> bytes:
         >>> as_pair({"en": "Yes.", "fr": "Oui."}, ("en", "fr"))
         b'<F:en>Yes.<T:fr>Oui.'
     """
-    texts = {language: as_bytes(values[language]) for language in languages}
+    texts = {language: values[language].encode("utf-8", errors="replace") for language in languages}
     digest = hashlib.blake2b(b"\0".join(texts.values()), digest_size=1).digest()
     source, target = languages if digest[0] % 2 == 0 else languages[::-1]
     return b"<F:%b>%b<T:%b>%b" % (source.encode(), texts[source], target.encode(), texts[target])
 
 
-def as_bytes(text: Any) -> bytes:
-    """Turn a value of a row into text; a missing one is empty, half a surrogate pair a question mark."""
-    return text if isinstance(text, bytes) else _text_of(text).encode("utf-8", errors="replace")
+def _value(row: Row, name: str, file: Path) -> bytes:
+    """Return the text in a column of a row; a missing one is empty, half a surrogate pair a question mark."""
+    value = row.values.get(name)
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str | None):
+        shown = repr(value)
+        raise CorpusError(
+            f"{file}: expected text in the column {name} of {place(file, row.cursor)}, found "
+            f"{shown if len(shown) <= 40 else shown[:37] + '...'}; write it as text"
+        )
+    return (value or "").encode("utf-8", errors="replace")
 
 
 def all_columns(file: Path, row: Row) -> list[str]:
@@ -125,7 +148,3 @@ def all_columns(file: Path, row: Row) -> list[str]:
     if file.suffix.lower() != ".parquet":
         return [str(name) for name in row.values]
     return [str(name) for name in next(iter(read_rows(file))).values]
-
-
-def _text_of(value: Any) -> str:
-    return "" if value is None else str(value)

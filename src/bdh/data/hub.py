@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bdh.data.download import CorpusError, cache_root, one_line
+from bdh.data.plain import PLAIN
 from bdh.data.rows import SUFFIXES, data_files
 from bdh.files import sync, write_text
 
@@ -74,7 +75,9 @@ class Hub:
         if names and all((self.folder / name).is_file() for name in names):
             return [Remote(name, None, self.folder / name) for name in names]
         folder = self.folder / config if config and (self.folder / config).is_dir() else self.folder
-        there = data_files(folder)
+        there, _ = data_files(folder)
+        # a text beside rows of the hub says the same, or tells about them
+        there = [path for path in there if path.suffix.lower() not in PLAIN] or there
         if not there:
             what = ", ".join(names) or f"{', '.join(SUFFIXES)} files"
             raise CorpusError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +19,7 @@ from bdh.data.download import CorpusError
 from bdh.data.shards import SPLITS, SplitWriter
 from bdh.data.templates import Template
 from bdh.data.tokenizers import ByteTokenizer, Tokenizer
-from bdh.files import sync, write_text
+from bdh.files import LOCK, alone, sync, write_text
 
 VALIDATION_SHARE = 0.01
 LEARNED_FROM = 100_000_000
@@ -47,8 +45,8 @@ class Settings:
     """Stop after so many documents; a piece of a long text counts as one."""
     validation_share: float | None = None
     """Share of the documents that validate, by hash; by default 0.01, or the validation files of the data set."""
-    text_column: str = "text"
-    """Column of the text in jsonl, csv and parquet files."""
+    text_column: str | None = None
+    """Column of the text in jsonl, csv and parquet files; by default text, where there are no instructions."""
     template: Template = "newline"
     """How instruction and answer are joined: as Alpaca does it (official), with the answer on a line of its own
     (newline), or without the first paragraph (short)."""
@@ -123,14 +121,14 @@ def prepare(name: str, settings: Settings | None = None, told: hub.Told | None =
             return out
     work = out.with_name(f".{out.name}.preparing")
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
+    with alone(work, "stop it"):
         try:
             _Preparation(source, settings, lasting, work, told or (lambda *_: None)).run()
         except BaseException:
             if not (work / STATE).exists():  # nothing to go on with
                 shutil.rmtree(work, ignore_errors=True)
             raise
-        (work / "lock").unlink()
+        (work / LOCK).unlink()
         (work / STATE).unlink(missing_ok=True)
         sync(work)
         old = out.with_name(f".{out.name}.old")
@@ -175,17 +173,6 @@ def _check_same(out: Path, lasting: dict[str, Any], source: sources.Source) -> N
             if path.stat().st_size == then["bytes"] and shards.file_hash(path) == then["sha256"]:
                 continue
             raise CorpusError(f"{path} has changed since {out} was prepared: add --rebuild-data to prepare it again")
-
-
-@contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Let one process at a time write a directory; the lock ends with the process."""
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CorpusError(f"{work}: another process prepares the same text; wait for it, or stop it") from None
-        yield
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -279,7 +266,7 @@ class _Preparation:
         except (OSError, ValueError, KeyError, AttributeError):
             pass
         for file in self.work.iterdir():
-            if file.name != "lock":
+            if file.name != LOCK:
                 file.unlink()
         return None
 

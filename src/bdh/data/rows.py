@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from bdh.data.download import CorpusError
+from bdh.data.plain import PLAIN, as_text, line_of, skip_mark
 
 PIECE = 1 << 14
 """A longer text is cut at line ends into pieces of about so many bytes, which can go to different splits."""
@@ -16,10 +17,10 @@ LONGEST_ROW = 1 << 26
 """Bytes of one row; what is longer is no row of text, and would not fit the memory that preparing may take."""
 MARKER = b"<|endoftext|>"
 """A line of a text file that stands between two documents."""
-PLAIN, JSON_LINES = (".txt", ".md"), (".jsonl", ".ndjson", ".json")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*PLAIN, *JSON_LINES, ".csv", ".parquet")
-# a text beside rows, such as README.md, tells about them; so does a .json beside files of other kinds
-_PREFERRED = ((".parquet", ".jsonl", ".ndjson", ".csv"), (".json",), PLAIN)
+_ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog")
+"""Texts of these names beside rows tell about them; so does a .json beside rows of other kinds."""
 
 
 class Row(NamedTuple):
@@ -32,13 +33,21 @@ class Row(NamedTuple):
     """it goes on with the text of the row before"""
 
 
-def data_files(directory: Path) -> list[Path]:
-    """Return the files below a directory that hold data, in the order of their relative paths: rows, else texts."""
+def data_files(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files below a directory that hold data, in the order of their relative paths.
+
+    Returns:
+        Rows and texts; and what beside rows only tells about them, such as README.md.
+    """
     there = [file for file in directory.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-    chosen: list[Path] = []
-    for suffixes in _PREFERRED:
-        chosen = chosen or [file for file in there if file.suffix.lower() in suffixes]
-    return sorted(chosen, key=lambda file: file.relative_to(directory).as_posix())
+    there.sort(key=lambda file: file.relative_to(directory).as_posix())
+    kinds = {file.suffix.lower() for file in there}
+    telling: set[Path] = set()
+    if kinds - {*PLAIN}:
+        telling = {file for file in there if file.suffix.lower() in PLAIN and file.stem.lower() in _ABOUT}
+    if kinds - {*PLAIN, ".json"}:
+        telling |= {file for file in there if file.suffix.lower() == ".json"}
+    return [file for file in there if file not in telling], [file for file in there if file in telling]
 
 
 def read_rows(file: Path, start: int = 0, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
@@ -50,22 +59,32 @@ def read_rows(file: Path, start: int = 0, columns: tuple[str, ...] | None = None
         columns: of a parquet file, those to read where it has them; None: all.
 
     Raises:
-        CorpusError: unknown suffix, or a row that cannot be read.
+        CorpusError: unknown suffix, a file or a row that cannot be read, or text that is not UTF-8.
     """
     suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet(file, start, columns)
-        return
     if suffix not in SUFFIXES:
         raise CorpusError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}; convert or rename it")
-    reader = _csv if suffix == ".csv" else _json_lines if suffix in JSON_LINES else _text
-    with file.open("rb") as handle:
-        yield from reader(handle, file, start)
+    try:
+        if suffix == ".parquet":
+            yield from _parquet(file, start, columns)
+            return
+        reader = _csv if suffix == ".csv" else _json_lines if suffix in JSON_LINES else _text
+        with file.open("rb") as handle:
+            skip_mark(handle, file)
+            yield from reader(handle, file, start)
+    except OSError as error:
+        raise CorpusError(f"{file} cannot be read ({error.strerror or error}): check the path and its rights") from None
+
+
+def place(file: Path, cursor: int) -> str:
+    """Return where a row is, in words, from the cursor that it ends at."""
+    return f"row {cursor:,}" if file.suffix.lower() == ".parquet" else f"line {line_of(file, cursor - 1):,}"
 
 
 def _text(handle: BinaryIO, file: Path, start: int) -> Iterator[Row]:
     """Pieces of a text; the lowest bit of a cursor says whether the next piece goes on with this one."""
-    handle.seek(start // 2)
+    if start:
+        handle.seek(start // 2)
     held: list[bytes] = []
     follows, size = bool(start % 2), 0
     while True:
@@ -79,6 +98,7 @@ def _text(handle: BinaryIO, file: Path, start: int) -> Iterator[Row]:
             text = b"".join(held)
             # the marker is a line of its own, and the line end before it belongs to it
             after = handle.tell() - len(line) if goes_on else handle.tell()
+            as_text(text, file, after - len(text) - (0 if goes_on else len(line)))
             yield Row(2 * after + goes_on, {"text": text.removesuffix(b"\n") if marker else text}, follows)
             follows, held, size = goes_on, [], 0
         if not line:
@@ -99,43 +119,50 @@ def _whole_characters(content: bytes) -> bytes:
 
 
 def _json_lines(handle: BinaryIO, file: Path, start: int) -> Iterator[Row]:
-    handle.seek(start)
+    if start:
+        handle.seek(start)
     while line := _line(handle, file):
         at = handle.tell()
         if not line.strip():
             continue
+        text = as_text(line, file, at - len(line))
         if not start and line.lstrip().startswith(b"["):
             raise CorpusError(
                 f"{file}: expected one JSON object per line, found an array; convert it: jq -c '.[]' {file}"
             )
         try:
-            values = json.loads(line)
+            values = json.loads(text)
         except ValueError as error:
-            raise CorpusError(f"{file}: the row that ends at byte {at:,} is not JSON ({error}); mend it") from None
+            raise CorpusError(f"{file}: {place(file, at)} is not JSON ({error}); mend it") from None
         if not isinstance(values, dict):
             kind = type(values).__name__
-            raise CorpusError(f"{file}: expected one JSON object per line, got a {kind} at byte {at:,}; convert it")
+            raise CorpusError(f"{file}: expected one JSON object per line, got a {kind} in {place(file, at)}; mend it")
         yield Row(at, values)
 
 
 def _csv(handle: BinaryIO, file: Path, start: int) -> Iterator[Row]:
     if csv.field_size_limit() < LONGEST_ROW:
         csv.field_size_limit(LONGEST_ROW)
-    lines = _lines(handle, file)
+    lines, done = _lines(handle, file), handle.tell()
     try:
-        names = next(csv.reader(lines), [])
+        names = next(csv.reader(lines, strict=True), [])
         if start:
             handle.seek(start)
-        for fields in csv.reader(lines):
+        done = handle.tell()
+        for fields in csv.reader(lines, strict=True):
+            if fields and len(fields) != len(names):
+                raise csv.Error(f"expected {len(names)} fields, as in its first line, found {len(fields)}")
+            done = handle.tell()
             if fields:
-                yield Row(handle.tell(), dict(zip(names, fields, strict=False)))
+                yield Row(done, dict(zip(names, fields, strict=True)))
     except csv.Error as error:
-        raise CorpusError(f"{file}: not CSV before byte {handle.tell():,} ({error}); mend it") from None
+        where = f"the row that begins in line {line_of(file, done):,}"
+        raise CorpusError(f"{file}: {where} is not CSV ({error}); look for a quote or a comma too many") from None
 
 
 def _lines(handle: BinaryIO, file: Path) -> Iterator[str]:
     while line := _line(handle, file):
-        yield line.decode("utf-8", errors="replace").removeprefix("\ufeff")
+        yield as_text(line, file, handle.tell() - len(line))
 
 
 def _line(handle: BinaryIO, file: Path) -> bytes:

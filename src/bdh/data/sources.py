@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def find(
     mirror: Path | None = None,
     revision: str = "main",
     config: str | None = None,
-    column: str = "text",
+    column: str | None = None,
     template: Template = "newline",
     context: Context = "input",
     pair: str = "en-fr",
@@ -117,9 +118,12 @@ def find(
 
 
 def _below(directory: Path) -> list[Remote]:
-    there = data_files(directory)
+    there, telling = data_files(directory)
     if not there:
         raise CorpusError(f"{directory}: expected {', '.join(SUFFIXES)} files in it, found none")
+    if telling:
+        names = ", ".join(path.relative_to(directory).as_posix() for path in telling)
+        warnings.warn(f"{directory}: left out, since they tell about the rows beside them: {names}", stacklevel=3)
     return [Remote(path.relative_to(directory).as_posix(), None, path) for path in there]
 
 

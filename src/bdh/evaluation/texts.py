@@ -13,6 +13,7 @@ from bdh.data import Corpus, CorpusError, Tokenizer, load_corpus
 from bdh.data.corpora import prepared_directory
 from bdh.data.documents import Document, Reading
 from bdh.data.download import Progress
+from bdh.data.plain import PLAIN, RAW, read_text
 from bdh.data.rows import SUFFIXES, data_files
 from bdh.data.shards import dtype_of
 from bdh.data.streams import Tokens
@@ -71,7 +72,7 @@ def load_text(
     if data is None or prepared_directory(None, data) is not None:
         return _held_out(load_corpus(dataset or "shakespeare", data=data, progress=progress), tokenizer)
     trained_on = ((facts or {}).get("data", {}).get("train") or {}).get("sha256")
-    if trained_on is not None and (data.is_dir() or data.suffix in ("", ".txt", ".md")):
+    if trained_on is not None and (data.is_dir() or data.suffix in ("", RAW, *PLAIN)):
         corpus = load_corpus(data=data)
         if corpus.hashes[0] == trained_on:
             return _held_out(corpus, tokenizer)
@@ -97,14 +98,14 @@ def _documents(data: Path) -> Iterator[Document]:
         raise CorpusError(f"--data {data}: expected a text file or a directory, found nothing; check the path")
     if not (data.is_file() or data.is_dir()):
         raise CorpusError(f"--data {data}: expected a text file or a directory, this is a device or a pipe")
-    files = data_files(data) if data.is_dir() else [data]
+    files = data_files(data)[0] if data.is_dir() else [data]
     if not files:
         raise CorpusError(f"--data {data}: expected {', '.join(SUFFIXES)} files in it, found none")
     for file in files:
         if file.suffix.lower() in SUFFIXES:
             yield from Reading().documents(file)
         else:
-            yield Document(0, file.read_bytes())
+            yield Document(0, read_text(file))
 
 
 def _whole(name: str, part: str, documents: list[Document], tokenizer: Tokenizer) -> Text:

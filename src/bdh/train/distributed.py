@@ -126,6 +126,17 @@ class World:
         self.largest(0)
 
     @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Let rank 0 do what is inside a `with`, and then the others, who find it done or fail as it did."""
+        if not self.first:
+            self.wait()
+        try:
+            yield
+        finally:
+            if self.first:
+                self.wait()
+
+    @contextmanager
     def together(self) -> Iterator[None]:
         """Tell what is wrong if a message between ranks inside a `with` fails.
 
@@ -143,7 +154,7 @@ class World:
             cause = str(error).strip().splitlines()[0]
             raise LostRankError(
                 f"rank {self.rank} of {self.size}: another process died or does not answer ({cause}); its own message "
-                "tells why. The step was not taken; start all again with --resume-from to go on"
+                "tells why. The step was not taken; start all again with --resume-from (finetune: --resume) to go on"
             ) from error
 
 

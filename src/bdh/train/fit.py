@@ -87,20 +87,23 @@ def fit(
         How it ended.
 
     Raises:
-        ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit.
+        ValueError: the corpus is too short, the device or precision is not there, the checkpoint does not fit, another
+            process trains in this directory.
         NonFiniteError: loss or gradient became infinite or NaN; the last checkpoint is as it was.
         LostRankError: another process died, or does not answer.
     """
     training = Training(model, corpus, config, run, reporter or Reporter(), world)
-    newest = run.newest()
-    if newest is not None:
-        training.resume(newest)
-    training.world.wait()
-    # only now is it known that the run may go on with these settings
-    if training.world.first:
-        run.describe(model=training.sharing.config.to_dict(), train=config.to_dict(), data=corpus.info, **(facts or {}))
-    with training.world.together():  # a sharded model speaks with the other ranks in every pass
-        return training.fit()
+    with run.alone() if training.world.first else contextlib.nullcontext():
+        newest = run.newest()
+        if newest is not None:
+            training.resume(newest)
+        training.world.wait()
+        # only now is it known that the run may go on with these settings
+        if training.world.first:
+            described = {"model": training.sharing.config.to_dict(), "train": config.to_dict(), "data": corpus.info}
+            run.describe(**described, **(facts or {}))
+        with training.world.together():  # a sharded model speaks with the other ranks in every pass
+            return training.fit()
 
 
 class Training:
@@ -307,6 +310,7 @@ class Training:
     def _save(self, *, best: bool) -> None:
         progress = {
             "step": self.step,
+            "tokens": self.reading.tokens,
             "best": best,
             "best_val_loss": self.best,
             "val_loss": self.val_loss,
@@ -350,7 +354,8 @@ class Training:
         if (step := progress["step"]) > (most := self.config.max_steps):
             raise CheckpointError(f"{directory} is beyond max_steps={most}: expected more than {step} to go on")
         self.step, self.best = progress["step"], progress["best_val_loss"]
-        self.reading.tokens = self.step * self.config.tokens_per_step  # at most, where rows are of different lengths
+        # rows of examples are of different lengths; without, as in older checkpoints, all are equal
+        self.reading.tokens = progress.get("tokens", self.step * self.config.tokens_per_step)
         self.val_loss, self.seconds = progress["val_loss"], progress["train_seconds"]
         self.scaler.load_state_dict(progress["scaler"])
         if self.config.batches == "streams" and self.step:

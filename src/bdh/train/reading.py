@@ -49,7 +49,7 @@ class Reading:
     def __init__(self, sharing: Copies, corpus: Corpus, config: TrainConfig) -> None:
         check_reading(sharing.config, config)
         self.sharing, self.model, self.config = sharing, sharing.model, config
-        self._rows = sharing.rows.rows(config.batch_size)
+        sharing.rows.rows(config.batch_size)  # what cannot be shared out is refused here
         self.order = corpus.order(config)
         self.states: list[State | None] = [None] * config.grad_acc_steps
         """Of the rows of each pass that are read here, after the last step; None before and where none is carried."""
@@ -68,7 +68,7 @@ class Reading:
         scored = [int((batch.targets != NOT_SCORED).sum()) for batch in batches]
         for number, batch in enumerate(batches):
             weight = scored[number] / sum(scored) if batch.weight is None else batch.weight
-            here = batch.rows(self._rows)
+            here = batch.rows(self.sharing.rows.rows(len(batch.idx)))  # beside replay there are fewer
             # never nothing, of which there is no mean: every row of every order has a target
             share = int((here.targets != NOT_SCORED).sum()) / scored[number]
             yield self._loss(number, here, tap), weight * share

@@ -6,6 +6,7 @@ samples.txt              what the model said at each checkpoint
 checkpoints/step-N/      a model as `bdh.load` reads it, plus optimiser, progress, what rows remember, and a manifest
 checkpoints/damaged-N/   what stood there as step-N and was found damaged when the run went on
 checkpoints/last, best   names of the newest and of the best of them
+lock                     held by the process that trains here, and its number
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,7 +83,7 @@ def _git(directory: Path, *words: str) -> str:
 
 
 class Run:
-    """One training run on disk. Nothing is written before `describe`.
+    """One training run on disk. Nothing is written before `alone` and `describe`.
 
     Args:
         path: the directory.
@@ -106,14 +107,32 @@ class Run:
         kept = self.kept()
         return checkpoint.first_whole(kept[::-1], manifest.damage) if kept else None
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process train in this directory, which is made.
+
+        Raises:
+            ValueError: one does, or it cannot be written to.
+        """
+        with ExitStack() as stack:
+            with self._made():
+                stack.enter_context(files.alone(self.path, "give another --out-dir"))
+            yield
+
     def describe(self, **facts: Any) -> None:
         """Write run.json: every command that worked on this run with its environment, and `facts` as they are now."""
         before = read_facts(self.path)
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
         history = (before["commands"] if before else []) + [{"command": command, "environment": environment()}]
+        with self._made():
+            files.write_text(self.path / "run.json", json.dumps({**facts, "commands": history}, indent=2) + "\n")
+
+    @contextmanager
+    def _made(self) -> Iterator[None]:
+        """Make the directory, and say so if something cannot be written to it."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            files.write_text(self.path / "run.json", json.dumps({**facts, "commands": history}, indent=2) + "\n")
+            yield
         except OSError as error:
             raise ValueError(f"--out-dir {self.path} cannot be written to ({error.strerror}): choose another") from None
 

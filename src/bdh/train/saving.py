@@ -19,6 +19,8 @@ from bdh.checkpoint import CheckpointError
 from bdh.config import BDHConfig
 from bdh.data.templates import Prompting
 from bdh.data.tokenizers import Tokenizer
+from bdh.lowrank import FILE as ADAPTER
+from bdh.lowrank import Adapter, restore_adapter
 from bdh.model import BDH, State
 
 OPTIMIZER = "optimizer.safetensors"
@@ -41,6 +43,8 @@ class Snapshot:
     states: tuple[State | None, ...]
     """What the rows of each pass remember; a state is never changed, so that it needs no copy."""
     progress: dict[str, Any]
+    adapter: Adapter | None = None
+    """The changes apart, where a model of low rank is trained."""
 
     @classmethod
     def take(
@@ -60,12 +64,17 @@ class Snapshot:
             for name, parameter in model.named_parameters()
             for key, value in optimizer.state[parameter].items()
         }
-        return cls(model.config, tokenizer, asked, weights, moments, tuple(states), progress)
+        adapter = Adapter.of(model)
+        if adapter:
+            adapter = Adapter({name: _copy(tensor) for name, tensor in adapter.tensors.items()}, adapter.about)
+        return cls(model.config, tokenizer, asked, weights, moments, tuple(states), progress, adapter)
 
     def write(self, directory: Path) -> None:
         """Write the files of a checkpoint, their manifest last."""
         checkpoint.write_weights(self.weights, self.config, directory, self.tokenizer, self.asked)
         save_file(self.moments, directory / OPTIMIZER)
+        if self.adapter:
+            self.adapter.write(directory, self.asked)
         self.write_progress(directory)
         manifest.write(directory)
 
@@ -124,6 +133,8 @@ class Background:
 def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load weights, optimiser moments and progress of a checkpoint into `model` and `optimizer`.
 
+    A model of low rank brings the weights that are changed, and is given the changes alone.
+
     Returns:
         The progress: step, best validation loss and so on.
 
@@ -133,7 +144,8 @@ def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> di
     stored = checkpoint.load(directory)
     if stored.config != model.config:
         raise CheckpointError(f"{directory} is of another model: {differences(stored.config, model.config)}")
-    model.load_state_dict(stored.state_dict())
+    if not restore_adapter(model, directory / ADAPTER):
+        model.load_state_dict(stored.state_dict())
     try:
         moments = load_file(directory / OPTIMIZER)
         progress: dict[str, Any] = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
@@ -141,7 +153,8 @@ def restore(directory: Path, model: BDH, optimizer: torch.optim.Optimizer) -> di
         if missing:
             raise ValueError(f"{PROGRESS} lacks {', '.join(sorted(missing))}")
         # before the first step the optimiser has no moments
-        for name, parameter in model.named_parameters() if progress["step"] else ():
+        learning = [named for named in model.named_parameters() if named[1].requires_grad and progress["step"]]
+        for name, parameter in learning:
             state = {key: moments[f"{name}|{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
                 raise ValueError(f"optimiser moments of {name} do not fit the model")
