@@ -14,9 +14,10 @@ import bdh
 from bdh import BDH, BDHConfig, TrainConfig
 from bdh.checkpoint import load_prompting, resolve
 from bdh.cli import main
-from bdh.data import Prompting, load_corpus, load_examples
+from bdh.data import Prompting, Template, load_corpus, load_examples, read_documents
 from bdh.data.prepare import Settings, prepare
-from bdh.finetune import answers, base_text, bits_per_byte, padding
+from bdh.data.shards import SPLITS
+from bdh.finetune import answers, base_text, bits_per_byte, padding, prepared_examples
 from bdh.train import Run
 from bdh.train.reading import Reading
 from bdh.train.sharing import Copies
@@ -215,6 +216,28 @@ def test_files_of_instructions_are_prepared_by_the_way(place: Path, capsys: pyte
     facts = json.loads(Path("add/run.json").read_text())
     assert facts["examples"]["examples"]["learned"] == 50
     assert facts["tuned_from"] == str(place / "model")
+
+
+def test_files_of_one_name_are_kept_apart(place: Path) -> None:
+    def answers_of(file: str, template: Template | None = None) -> set[str]:
+        directory = prepared_examples(None, Path(file), template, place / "model")
+        documents = [d for split in SPLITS for d in read_documents(directory, split)]
+        return {tokens[prompt:].tobytes().decode() for tokens, prompt in documents}
+
+    def write(file: str, answer: str) -> None:
+        rows = [{"instruction": f"Say {n}.", "output": f"{answer} {n}"} for n in range(3)]
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("one/colours.jsonl", "one")  # data/colours is prepared already, from another file
+    write("two/colours.jsonl", "two")
+    for _ in range(2):
+        assert answers_of("one/colours.jsonl") == {"one 0", "one 1", "one 2"}
+        assert answers_of("two/colours.jsonl") == {"two 0", "two 1", "two 2"}
+    assert answers_of("two/colours.jsonl", "short") == {"two 0", "two 1", "two 2"}
+    write("two/colours.jsonl", "three")
+    assert answers_of("two/colours.jsonl", "short") == {"three 0", "three 1", "three 2"}
+    assert len(list(Path("data").iterdir())) == 5
 
 
 def test_padding_is_counted(place: Path) -> None:

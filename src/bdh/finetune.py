@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from bdh.data import (
 )
 from bdh.data.corpora import PREPARED
 from bdh.data.hub import Told
-from bdh.data.prepare import Settings, prepare
+from bdh.data.prepare import Settings, own_place, prepare
 from bdh.data.streams import NOT_SCORED
 from bdh.generate import stream_text
 from bdh.model import BDH
@@ -173,11 +173,14 @@ def prepared_examples(
     if not shards.is_prepared(there):
         tokenizer = checkpoint.resolve(model) / subwords.FILE if model.is_dir() else None
         tokens = str(tokenizer) if tokenizer and tokenizer.is_file() else "bytes"
-        there = prepare(str(data or dataset), Settings(template=template or "newline", tokenizer=tokens), told)
-    settings = shards.read_manifest(there)[0].get("settings", {})
-    if template not in (None, settings.get("template")):
+        settings = Settings(template=template or "newline", tokenizer=tokens)
+        if data is not None:  # files of the same name, and a file that was edited, are other examples
+            settings = replace(settings, out_dir=own_place(str(data), settings))
+        there = prepare(str(data or dataset), settings, told)
+    prepared_with = shards.read_manifest(there)[0].get("settings", {}).get("template")
+    if template not in (None, prepared_with):
         raise CorpusError(
-            f"{there} was prepared with the template {settings.get('template')}, not {template}: leave --template "
+            f"{there} was prepared with the template {prepared_with}, not {template}: leave --template "
             "away, or prepare it again"
         )
     return there

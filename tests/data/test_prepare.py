@@ -7,8 +7,10 @@ import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from rich.console import Console
 
 from bdh import files
 from bdh.cli import main
-from bdh.data import documents, prepare, rows, shards, sources
+from bdh.data import documents, preparation, prepare, rows, shards, sources
 from bdh.data import terminal as terminal_module
 from bdh.data.download import CorpusError
 from bdh.data.prepare import Settings
@@ -175,7 +177,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_files(stories: Path, tm
     whole = prepare.prepare("stories.jsonl", Settings(**settings, out_dir=tmp_path / "whole"))
     code = f"""
 import os, pathlib
-from bdh.data import prepare, shards
+from bdh.data import preparation, prepare, shards
 begin, count = shards.SplitWriter.finish_shard, [0]
 def finish(self):
     begin(self)
@@ -183,7 +185,7 @@ def finish(self):
     if count[0] == 4:
         os._exit(9)
 shards.SplitWriter.finish_shard = finish
-prepare.BATCH = 16, 10**6
+preparation.BATCH = 16, 10**6
 prepare.prepare("stories.jsonl", prepare.Settings(out_dir=pathlib.Path("parts"), **{settings}))
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 9
@@ -224,21 +226,21 @@ def source_of(kind: str, folder: Path) -> tuple[str, dict[str, object]]:
 def test_stopping_at_any_shard_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     if kind == "bpe":
         pytest.importorskip("tokenizers")
-    monkeypatch.setattr(prepare, "BATCH", (8, 10**5))
+    monkeypatch.setattr(preparation, "BATCH", (8, 10**5))
     name, more = source_of(kind, tmp_path)
     small = 4000 if kind in ("stories", "bpe") else 60_000
     settings = {"shard_tokens": small, "validation_share": 0.2, **more}
     whole = prepare.prepare(name, Settings(**settings, out_dir=tmp_path / "whole"))  # type: ignore[arg-type]
-    keep = prepare._Preparation._keep_full_shards
+    keep = preparation.Preparation._keep_full_shards
     stops = 0
 
-    def stop(self: prepare._Preparation) -> None:
+    def stop(self: preparation.Preparation) -> None:
         before = [len(writer.shards) for writer in self.writers.values()]
         keep(self)
         if before != [len(writer.shards) for writer in self.writers.values()]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare._Preparation, "_keep_full_shards", stop)
+    monkeypatch.setattr(preparation.Preparation, "_keep_full_shards", stop)
     while True:
         try:
             parts = prepare.prepare(name, Settings(**settings, out_dir=tmp_path / "parts"))  # type: ignore[arg-type]
@@ -399,6 +401,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("this is no parquet file")
     (tmp_path / "picture.png").write_bytes(b"")
     (tmp_path / "one.txt").write_text("one document")
+    (tmp_path / "empty.txt").touch()
+    jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"text": None}])
+    jsonl(tmp_path / "same.jsonl", [{"text": "a"}] * 3)
     (tmp_path / "none").mkdir()
     (tmp_path / "story.txt.gz").write_bytes(gzip.compress(b"story"))
     columns = (
@@ -415,7 +420,15 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         "picture.png": "expected a file that ends in .txt, .md",
         "story.txt.gz": "expected a file that ends in .txt, .md",
         "none": "expected .* files in it, found none",
-        "one.txt": "no text to (train|validate) with in 1 documents; give more, or another --validation-share",
+        "one.txt": "expected at least two documents, .*, found one; give more, or .* bdh train --data one.txt, which",
+        "same.jsonl": "expected at least two documents, .*, found 3 that are the same; give more, or .* text$",
+        "empty.txt": "empty.txt: expected text, found an empty file$",
+        "blank.jsonl": "blank.jsonl: expected text, found 2 empty documents$",
+        "none/at/all": "none/at/all: expected one of tinystories",
+        "none/here": "none/here: no such file or directory; check the path",
+        "nowhere/one.txt": "nowhere/one.txt: no such file or directory; check the path",
+        "./onne.txt": "./onne.txt: no such file or directory; did you mean one.txt?",
+        "": "'': expected one of tinystories",
     }.items():
         with pytest.raises(CorpusError, match=message) as error:
             prepare.prepare(name)
@@ -424,6 +437,102 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for wrong in ({"validation_share": 1.0}, {"max_documents": 0}, {"shard_tokens": 0}, {"tokenizer": "bpe:12"}):
         with pytest.raises(CorpusError, match=r"--[a-z-]+ .*expected"):
             Settings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(1e-9, 1), (1 - 1e-9, 5)])
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_few_documents_are_in_both_splits(tmp_path: Path, share: float, held_out: int, tokenizer: str) -> None:
+    if tokenizer != "bytes":
+        pytest.importorskip("tokenizers")
+    six = jsonl(tmp_path / "six.jsonl", [{"text": text} for text in [*TEXTS[:6], *TEXTS[:6]]])
+    settings = Settings(validation_share=share, tokenizer=tokenizer, out_dir=tmp_path / "out")
+    out = prepare.prepare(str(six), settings)
+    counts = {split: manifest(out)["splits"][split]["documents"] for split in shards.SPLITS}
+    assert counts == {"train": 2 * (6 - held_out), "validation": 2 * held_out}
+    if tokenizer == "bytes":
+        assert sorted(all_texts(out)) == sorted(2 * TEXTS[:6])
+        hashes = {hashlib.blake2b(text.encode(), digest_size=8).digest(): text for text in TEXTS[:6]}
+        alone, split = (min(hashes), "validation") if held_out == 1 else (max(hashes), "train")
+        assert texts_of(out, split) == 2 * [hashes[alone]]
+
+
+def test_the_same_text_is_the_same_however_it_is_spelled(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(validation_share=0.1, out_dir=tmp_path / "out")
+    before = (prepare.prepare("stories.jsonl", settings) / "manifest.json").stat().st_mtime_ns
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "stories.jsonl").write_bytes(stories.read_bytes())
+    monkeypatch.chdir(tmp_path / "other")
+    for name in ("../stories.jsonl", str(stories), "stories.jsonl"):
+        assert prepare.prepare(name, settings) == tmp_path / "out"
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
+    jsonl(tmp_path / "other" / "stories.jsonl", [{"text": "another story"}])
+    with pytest.raises(CorpusError, match=r"out was prepared from .*/stories.jsonl, not stories.jsonl: add --rebuild"):
+        prepare.prepare("stories.jsonl", settings)
+
+
+def test_a_file_more_in_a_directory_is_not_overlooked(tmp_path: Path) -> None:
+    jsonl(tmp_path / "many" / "b.jsonl", [{"text": text} for text in TEXTS])
+    whole, part = Settings(out_dir=tmp_path / "whole"), Settings(out_dir=tmp_path / "part", max_documents=400)
+    prepare.prepare("many", whole)
+    prepare.prepare("many", part)
+    jsonl(tmp_path / "many" / "c.jsonl", [{"text": text} for text in TEXTS])
+    with pytest.raises(CorpusError, match=r"many has changed since .*whole was prepared"):
+        prepare.prepare("many", whole)
+    assert prepare.prepare("many", part) == tmp_path / "part"
+    (tmp_path / "many" / "c.jsonl").rename(tmp_path / "many" / "a.jsonl")
+    with pytest.raises(CorpusError, match=r"many has changed since .*part was prepared"):
+        prepare.prepare("many", part)
+
+
+def test_a_place_of_its_own_depends_on_content_and_settings(stories: Path, tmp_path: Path) -> None:
+    def place(name: str = "stories.jsonl", **settings: object) -> Path:
+        return prepare.own_place(name, Settings(**settings))  # type: ignore[arg-type]
+
+    first = place()
+    assert (first.parent, first.name[:8], len(first.name)) == (Path("data"), "stories-", 16)
+    assert place("./stories.jsonl", rebuild_data=True) == first
+    jsonl(tmp_path / "other" / "stories.jsonl", [{"text": "another story"}])
+    tokenizers = [tmp_path / "a.json", tmp_path / "b.json"]
+    for tokenizer in tokenizers:
+        tokenizer.write_text(tokenizer.name)
+    others = [place("other/stories.jsonl"), place(template="short"), *(place(tokenizer=str(t)) for t in tokenizers)]
+    stories.write_text(stories.read_text() + '{"text": "one more"}\n')
+    assert len({first, place(), *others}) == 6
+
+
+def test_no_more_is_learned_from_than_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    for name, texts in (("a", TEXTS[:100]), ("b", TEXTS[100:])):
+        jsonl(tmp_path / "stories" / f"{name}.jsonl", [{"text": text} for text in texts])
+    seen: list[str] = []
+    learn = preparation.subwords.train_bpe
+    monkeypatch.setattr(
+        preparation.subwords,
+        "train_bpe",
+        lambda texts, size: learn((seen.append(text.decode()) or text for text in texts), size),
+    )
+    assert tokenizers
+    out = prepare.prepare("stories", Settings(tokenizer="bpe:300", max_documents=150, validation_share=0.2))
+    found = manifest(out)["splits"]
+    assert found["train"]["documents"] + found["validation"]["documents"] == 150
+    assert len(seen) == found["train"]["documents"]
+    assert set(seen) < set(TEXTS[:150])
+
+
+def test_ctrl_c_is_heard_while_tokens_are_learned(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    jsonl(tmp_path / "words.jsonl", [{"text": f"{n} {n * n} {n**5} " * 20} for n in range(80_000)])
+    words = ["prepare", "words.jsonl", "--tokenizer", "bpe:9000"]
+    process = subprocess.Popen([sys.executable, "-m", "bdh", *words], stderr=subprocess.PIPE, cwd=tmp_path)
+    while not list(tmp_path.glob("data/.*.preparing/lock")):
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=5)
+    assert (process.returncode, errors) == (130, b"bdh: stopped\n")
+    assert not list(tmp_path.glob("data/*"))
 
 
 @pytest.mark.slow
@@ -492,6 +601,31 @@ def run(*words: object) -> int:
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
     return int(stop.value.code or 0)
+
+
+def test_what_cannot_be_written_is_told(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run("prepare", "stories.jsonl", "--out-dir", "file/out") == 2
+    assert capsys.readouterr().err == "bdh: --out-dir file/out cannot be written to (Not a directory): choose another\n"
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+        "from bdh.cli import main; main(['prepare', 'stories.jsonl', '--shard-tokens', '4000'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "bdh: data/.stories.preparing/train-00000.bin cannot be written (File too large): make room or give rights, "
+        "then give the same command again; it goes on with what is finished\n",
+    )
+    assert not list((tmp_path / "data").iterdir())
+    assert run("prepare", "stories.jsonl", "--shard-tokens", "4000") == 0
+
+
+def test_left_away_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jsonl(tmp_path / "odd.jsonl", [{"text": "a\0b\0"}, {"text": "c"}])
+    assert run("prepare", "odd.jsonl") == 0
+    assert capsys.readouterr().err == "bdh: warning: 2 zero bytes of the text are left away: they separate documents\n"
 
 
 def test_the_command(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,9 @@ def test_instructions_win_over_a_column_that_joins_them(tmp_path: Path) -> None:
     file = tmp_path / "alpaca.jsonl"
     row = {"instruction": "Count.", "input": "", "output": "1, 2", "text": "### Instruction: Count. ### Response: 1, 2"}
     file.write_text(json.dumps(row) + "\n")
-    with pytest.warns(UserWarning, match=r"alpaca.jsonl: its instructions .* its column text is left out \(--text-col"):
+    with pytest.warns(
+        UserWarning, match=r"alpaca.jsonl: its instructions .* text is left out \(bdh prepare --text-col"
+    ):
         (document,) = Reading().documents(file)
     assert document.text == b"1, 2"
     assert document.prompt.endswith(b"### Instruction:\nCount.\n\n### Response:\n")

@@ -37,6 +37,8 @@ def prepare(
         console.print(text, markup=False, soft_wrap=True)
     if not manifest["tokenizer"]["lossless"]:
         print("bdh: warning: the tokenizer does not keep the text: bits per byte will be too low", file=sys.stderr)
+    if zeros := manifest.get("left_away", {}).get("zero_bytes"):
+        print(f"bdh: warning: {zeros:,} zero bytes of the text are left away: they separate documents", file=sys.stderr)
     console.print(f"licence: {manifest['source']['licence']}", markup=False, soft_wrap=True)
     console.print(f"train on it with: bdh train --data {shlex.quote(str(out))}", markup=False, soft_wrap=True)
     return 0

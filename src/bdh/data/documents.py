@@ -69,7 +69,7 @@ class Reading(NamedTuple):
                 if plain in row.values:
                     warnings.warn(
                         f"{file}: its instructions are taken, with {answer} as the answer; its column {plain} is left "
-                        f"out (--text-column {plain} takes that instead)",
+                        f"out (bdh prepare --text-column {plain} takes that instead)",
                         stacklevel=2,
                     )
                 yield self._instruction(row, answer, file)

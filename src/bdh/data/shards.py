@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -116,17 +117,29 @@ class SplitWriter:
         told, said = np.asarray(prompt, self.dtype), np.asarray(tokens, self.dtype)
         before = self.separator[: 0 if follows else 1]
         start = self.open["tokens"] + len(before)
-        self.files[".bin"].write(before.tobytes() + told.tobytes() + said.tobytes())
-        self.files[".idx"].write(np.array([start, start + len(told)], "<u8").tobytes())
+        with self._named(".bin") as file:
+            file.write(before.tobytes() + told.tobytes() + said.tobytes())
+        with self._named(".idx") as file:
+            file.write(np.array([start, start + len(told)], "<u8").tobytes())
         self.open["tokens"] = start + len(told) + len(said)
         self.open["separators"] += len(before)
         self.open["documents"] += 1
         self.open["text_bytes"] += text_bytes
 
+    @contextmanager
+    def _named(self, suffix: str) -> Iterator[BinaryIO]:
+        """Give an open file, whose errors do not say of themselves which file it is."""
+        try:
+            yield self.files[suffix]
+        except OSError as error:
+            error.filename = str(self.directory / f"{self.name}{suffix}")
+            raise
+
     def flush(self) -> None:
         """See what was added onto the disk."""
-        for suffix, file in self.files.items():
-            file.flush()
+        for suffix in self.files:
+            with self._named(suffix) as file:
+                file.flush()
             sync(self.directory / f"{self.name}{suffix}")
 
     def finish_shard(self) -> None:

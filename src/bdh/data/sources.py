@@ -59,6 +59,8 @@ class Source:
     reading: Reading
     about: dict[str, Any]
     """for the manifest: location, revision, licence"""
+    path: Path | None = None
+    """of text of the user's: the file, or the directory of files"""
 
 
 def find(
@@ -93,16 +95,19 @@ def find(
     first, second = languages
     known = KNOWN.get(name)
     reading = Reading(known.kind if known else "auto", column, template, context, (first, second))
-    if known is None and (path := Path(name).expanduser()).exists():
+    if known is None and name and (path := Path(name).expanduser()).exists():
         files = [Remote(path.name, None, path)] if path.is_file() else _below(path)
         about = {"location": str(path), "licence": "unknown (the user's own text)"}
-        return Source(path.resolve().name if path.is_dir() else path.stem, _with_splits(files), reading, about)
+        name = path.resolve().name if path.is_dir() else path.stem
+        return Source(name, _with_splits(files), reading, about, path)
+    if known is None and _is_path(name):
+        raise CorpusError(f"{name}: no such file or directory; {_alike(Path(name).expanduser())}")
     if known is None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         near = difflib.get_close_matches(name, KNOWN, 1)
         hint = f"did you mean {near[0]}?" if near else "check the path"
         raise CorpusError(
-            f"{name}: expected one of {', '.join(KNOWN)}, a file, a directory, or owner/name of a Hugging Face data "
-            f"set; {hint}"
+            f"{name or repr(name)}: expected one of {', '.join(KNOWN)}, a file, a directory, or owner/name of a "
+            f"Hugging Face data set; {hint}"
         )
     hub = Hub(known.repository if known else name, revision, mirror)
     if reading.kind == "pairs":
@@ -115,6 +120,18 @@ def find(
     }
     label = name.rpartition("/")[2]
     return Source(label, _with_splits(remotes), reading, about)
+
+
+def _is_path(name: str) -> bool:
+    """Tell whether a name is meant as a path, and not as owner/name of the hub."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() in SUFFIXES or path.is_absolute() or ("/" in name and path.parent.is_dir())
+
+
+def _alike(path: Path) -> str:
+    there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, 1, cutoff=0.8)
+    return f"did you mean {path.with_name(near[0])}?" if near else "check the path"
 
 
 def _below(directory: Path) -> list[Remote]:

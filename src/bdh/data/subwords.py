@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +154,31 @@ def train_bpe(texts: Iterator[bytes], vocab_size: int) -> SubwordTokenizer:
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((_text(text) for text in texts), trainer)
+    stopped = threading.Event()
+    fed = (_text(text) for text in itertools.takewhile(lambda _: not stopped.is_set(), texts))
+    _interruptibly(lambda: tokenizer.train_from_iterator(fed, trainer), stopped)
     return SubwordTokenizer(tokenizer.to_str())
+
+
+def _interruptibly(work: Callable[[], None], stopped: threading.Event) -> None:
+    """Do what hears no Ctrl-C beside the main thread, which does; then the work is told to stop, and left behind."""
+    failed: list[BaseException] = []
+
+    def worker() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=worker, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        stopped.set()
+        raise
+    if failed:
+        raise failed[0]
 
 
 def read_tokenizer(file: str | os.PathLike[str]) -> SubwordTokenizer:
