@@ -126,10 +126,12 @@ def test_a_directory_has_splits_of_its_own_only_if_it_says_so(tmp_path: Path) ->
     jsonl(tmp_path / "corpus" / "train" / "a.jsonl", [{"text": text} for text in TEXTS[:300]])
     jsonl(tmp_path / "corpus" / "valid.jsonl", [{"text": text} for text in TEXTS[300:310]])
     jsonl(tmp_path / "corpus" / "test.jsonl", [{"text": "secret"}])
-    out = prepare.prepare("corpus")
+    with pytest.warns(UserWarning, match=r"corpus: left out, .* neither to train nor to validate: test.jsonl$"):
+        out = prepare.prepare("corpus")
     assert texts_of(out, "train") == TEXTS[:300]
     assert texts_of(out, "validation") == TEXTS[300:310]
-    pooled = prepare.prepare("corpus", Settings(validation_share=0.3, out_dir=tmp_path / "pooled"))
+    with pytest.warns(UserWarning, match="left out"):
+        pooled = prepare.prepare("corpus", Settings(validation_share=0.3, out_dir=tmp_path / "pooled"))
     assert sorted(all_texts(pooled)) == sorted(TEXTS[:310])
     assert len(texts_of(pooled, "validation")) > 50
 
@@ -525,12 +527,15 @@ def test_ctrl_c_is_heard_while_tokens_are_learned(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     jsonl(tmp_path / "words.jsonl", [{"text": f"{n} {n * n} {n**5} " * 20} for n in range(80_000)])
     words = ["prepare", "words.jsonl", "--tokenizer", "bpe:9000"]
-    process = subprocess.Popen([sys.executable, "-m", "bdh", *words], stderr=subprocess.PIPE, cwd=tmp_path)
-    while not list(tmp_path.glob("data/.*.preparing/lock")):
-        time.sleep(0.05)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=5)
+    with subprocess.Popen([sys.executable, "-m", "bdh", *words], stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        try:
+            while not list(tmp_path.glob("data/.*.preparing/lock")):
+                time.sleep(0.05)
+            time.sleep(1.0)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=5)
+        finally:
+            process.kill()
     assert (process.returncode, errors) == (130, b"bdh: stopped\n")
     assert not list(tmp_path.glob("data/*"))
 

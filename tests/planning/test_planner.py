@@ -14,7 +14,8 @@ from bdh import BDH, BDHConfig, planning
 from bdh.config import TrainConfig, preset, train_preset
 from bdh.data import Corpus
 from bdh.ops import native, native_levels
-from bdh.planning import memory
+from bdh.planning import activations, memory
+from bdh.planning.work import AT_RANDOM
 from bdh.train import Reporter, Run, fit
 from bdh.train.fit import Training
 
@@ -155,6 +156,10 @@ def test_what_the_rows_of_streams_carry_is_counted(variant: str, tmp_path: Path)
     assert plan.checkpoint_bytes <= sum(file.stat().st_size for file in files) < plan.checkpoint_bytes + 9000  # headers
     assert plan.path == ("native" if variant == "bdh" and native.available() else "composed")
     assert "tiled" not in plan.activation_bytes
+    if plan.path == "native":  # the pass also keeps what it goes on from
+        shape = train.batch_size, train.block_size
+        bare = activations.native(config, *shape, density=AT_RANDOM.of(config).x)
+        assert plan.activation_bytes[plan.kept] - bare == states[0].nbytes
     windows = planning.make(config, replace(train, batches="windows"))
     assert windows.carried_bytes == 0
     assert plan.phase_bytes["evaluation"] - windows.phase_bytes["evaluation"] == plan.carried_bytes

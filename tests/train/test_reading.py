@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,9 +18,11 @@ from bdh.data import Corpus
 from bdh.model import cross_entropy
 from bdh.ops import native
 from bdh.sections import LIF, HiPPOMemory
-from bdh.train import Run, fit
+from bdh.train import Reporter, Run, fit
+from bdh.train.fit import Training
 from bdh.train.reading import Reading
 from bdh.train.sharing import Copies
+from bdh.train.validation import validation_loss
 from tolerances import CONTROL, SAME, error
 
 SHAPE = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.0)
@@ -259,3 +262,29 @@ def test_the_memory_of_a_preset_is_carried_by_every_step() -> None:
         list(reading.losses(step, {}))
         assert reading.states[0].position == (step + 1) * TRAIN.block_size
         assert not reading.states[0].rho[0].requires_grad
+
+
+@pytest.mark.parametrize(("config", "apart"), [(SHAPE, True), (HATCHING, False)], ids=["bdh", "hatching"])
+def test_validation_of_streams_reads_documents_apart(config: BDHConfig, apart: bool, tmp_path: Path) -> None:
+    train = replace(TRAIN, block_size=40, batch_size=1, eval_windows=None, max_steps=1, warmup_steps=0)
+    training = Training(model_of(config), CORPUS, train, Run(tmp_path), Reporter(Console(quiet=True)))
+    model = training.model.eval()
+    found = validation_loss(model, *training.val, **training._validated())
+    whole = validation_loss(model, *training.val, at_once=1)
+    assert (found != whole) == apart
+    if apart:
+        idx, targets = training.val
+        cuts = [[0, *row.nonzero().flatten().tolist(), 40] for row in idx == 0]
+        pieces = [
+            (row[None, a:b], goals[None, a:b])
+            for row, goals, at in zip(idx, targets, cuts, strict=True)
+            for a, b in pairwise(at)
+            if b > a
+        ]
+        assert len(pieces) > len(idx)
+        with torch.no_grad():
+            sums = [
+                torch.nn.functional.cross_entropy(model(row)[0][0], goals[0], reduction="sum").item()
+                for row, goals in pieces
+            ]
+        assert found == pytest.approx(sum(sums) / int((targets >= 0).sum()), rel=1e-9)

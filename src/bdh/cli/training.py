@@ -146,7 +146,6 @@ def plan(args: Annotated[PlanArgs, FLAT]) -> int:
             console.print(f"{args.size_name}: {args.model.n_parameters:,} parameters\n")
             planning.print_devices(each, console)
         return 0
-    say(f"{train.max_steps:,} steps of {train.tokens_per_step:,} tokens")
     needed = planning.make(args.model, train)
     speeds = _speeds(args.model, train, planning.TRAINED, errors) if args.calibrate else {}
     if args.json:
@@ -154,7 +153,8 @@ def plan(args: Annotated[PlanArgs, FLAT]) -> int:
         timed = {name: asdict(speed) for name, speed in speeds.items()}
         print(json_text({**steps, "plan": needed.to_dict(), "speed": timed}))
     else:
-        console.print(f"{args.size_name}: {args.model.n_neurons:,} neurons, {args.model.n_layer} levels\n")
+        console.print(f"{args.size_name}: {args.model.n_neurons:,} neurons, {args.model.n_layer} levels")
+        console.print(f"{train.max_steps:,} steps of {train.tokens_per_step:,} tokens\n")
         planning.print_plan(needed, speeds, console)
     return 0
 

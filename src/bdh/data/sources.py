@@ -98,8 +98,11 @@ def find(
     if known is None and name and (path := Path(name).expanduser()).exists():
         files = [Remote(path.name, None, path)] if path.is_file() else _below(path)
         about = {"location": str(path), "licence": "unknown (the user's own text)"}
-        name = path.resolve().name if path.is_dir() else path.stem
-        return Source(name, _with_splits(files), reading, about, path)
+        name, used = path.resolve().name if path.is_dir() else path.stem, _with_splits(files)
+        if others := [remote.name for remote in files if remote not in {file.remote for file in used}]:
+            told = ", ".join(others)
+            warnings.warn(f"{path}: left out, since named neither to train nor to validate: {told}", stacklevel=2)
+        return Source(name, used, reading, about, path)
     if known is None and _is_path(name):
         raise CorpusError(f"{name}: no such file or directory; {_alike(Path(name).expanduser())}")
     if known is None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):

@@ -119,7 +119,14 @@ def outside(config: BDHConfig, B: int, T: int, *, bytes_per_number: int = WIDE) 
 
 
 def native(
-    config: BDHConfig, B: int, T: int, *, density: float, again: bool = False, bytes_per_number: int = WIDE
+    config: BDHConfig,
+    B: int,
+    T: int,
+    *,
+    density: float,
+    again: bool = False,
+    carried: bool = False,
+    bytes_per_number: int = WIDE,
 ) -> int:
     """Count what the native kernels keep: per level lists of the entries that fire, scores and vectors per token.
 
@@ -129,6 +136,7 @@ def native(
         T: tokens of a window.
         density: share of x that fires, averaged over levels.
         again: levels are computed again in the backward pass, so that one of them at a time keeps its lists.
+        carried: the pass goes on from a memory, which is kept too.
         bytes_per_number: 4 in float32; 2 under autocast to bfloat16, which leaves what the levels keep as it is.
 
     Returns:
@@ -141,6 +149,7 @@ def native(
     """
     level = tiles(config, B, T).level_nbytes(density)
     before_and_after = outside(config, B, T, bytes_per_number=bytes_per_number)
+    before_and_after += carried * WIDE * B * config.n_layer * config.n_neurons * config.n_embd
     if again:
         return config.n_layer * WIDE * B * T * config.n_embd + level + before_and_after
     return config.n_layer * level + before_and_after

@@ -84,7 +84,8 @@ class Comparison:
         if self.plan["kept"] != "native, random weights" or self.activity is None:
             return None
         shape = self.train.batch_size, self.train.block_size
-        return activations.native(self.model, *shape, density=self.activity.x)
+        carried = self.train.batches == "streams"
+        return activations.native(self.model, *shape, density=self.activity.x, carried=carried)
 
     def to_dict(self, speed: Speed | None = None) -> dict[str, Any]:
         """Return the comparison as JSON takes it."""

@@ -71,9 +71,7 @@ def phases(
     windows = max(1, min(train.batch_size, EVALUATED // (T * config.n_neurons)))
     if train.eval_windows is not None:
         windows = min(train.eval_windows, windows)
-    # the kernels read what the rows of a pass remembered before, and leave another; composed passes count it as kept
-    before = carried // train.grad_acc_steps if path == "native" else 0
-    training = always + before + round(held * _training(config, train, path, density, e))
+    training = always + round(held * _training(config, train, path, density, e))
     return {
         "training": training,
         "evaluation": always + _reading(config, windows, T, e),
@@ -85,14 +83,14 @@ def phases(
 
 def _kept(config: BDHConfig, train: TrainConfig, path: str, density: float, e: int) -> int:
     """Bytes that a pass keeps."""
-    B, T = train.batch_size, train.block_size
+    B, T, carried = train.batch_size, train.block_size, train.batches == "streams"
     if path == "native":
         again = activations.computed_again(config, B, T, density=density)
-        return activations.native(config, B, T, density=density, again=again, bytes_per_number=e)
+        return activations.native(config, B, T, density=density, again=again, carried=carried, bytes_per_number=e)
     if path == "tiled":
         return activations.tiled(config, B, T, bytes_per_number=e)
     form: activations.Form | None = "reference" if path == "reference" else None
-    return activations.composed(config, B, T, form=form, carried=train.batches == "streams", bytes_per_number=e)
+    return activations.composed(config, B, T, form=form, carried=carried, bytes_per_number=e)
 
 
 def _training(config: BDHConfig, train: TrainConfig, path: str, density: float, e: int) -> int:

@@ -172,7 +172,9 @@ def _kept(model: BDHConfig, train: TrainConfig, random: Activity, trained: Activ
         "composed": activations.composed(model, B, T, carried=carried, bytes_per_number=e),
         "tiled": activations.tiled(model, B, T, bytes_per_number=e),
         **{
-            f"native, {name}": activations.native(model, B, T, density=at.x, again=again, bytes_per_number=e)
+            f"native, {name}": activations.native(
+                model, B, T, density=at.x, again=again, carried=carried, bytes_per_number=e
+            )
             for name, (at, again) in native.items()
         },
     }

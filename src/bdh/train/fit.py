@@ -258,14 +258,18 @@ class Training:
             f"Try a lower --learning-rate (now {self.config.learning_rate:g}) or --grad-clip"
         )
 
+    def _validated(self) -> dict[str, Any]:
+        """Return how the windows of the validation are read: as training reads its own."""
+        by_document = self.config.batches == "streams" and self.model.parts.forgets
+        separator = self.corpus.separator if by_document else None
+        return {"at_once": self.config.batch_size, "world": self.sharing.rows, "separator": separator}
+
     @returning_freed_memory()
     def _evaluate(self) -> bool:
         """Measure on the fixed windows, and return whether the loss is the best so far."""
         self.model.eval()
         with self._autocast():
-            self.val_loss = validation_loss(
-                self.model, *self.val, at_once=self.config.batch_size, world=self.sharing.rows
-            )
+            self.val_loss = validation_loss(self.model, *self.val, **self._validated())
         if not math.isfinite(self.val_loss):
             self.saving.wait()
             kept = self.run.last or "none yet"

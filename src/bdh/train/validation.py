@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bdh import lens
 from bdh.data import scored_share
-from bdh.model import BDH
+from bdh.model import BDH, cross_entropy
 from bdh.train.distributed import ALONE, World
 
 DENSITY_WINDOWS = 4
@@ -19,7 +19,9 @@ EVALUATED = 2**24
 
 
 @torch.no_grad()
-def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int, world: World = ALONE) -> float:
+def validation_loss(
+    model: BDH, idx: Tensor, targets: Tensor, *, at_once: int, world: World = ALONE, separator: int | None = None
+) -> float:
     """Return the mean loss of a model in eval mode over windows, nats per token.
 
     Args:
@@ -28,6 +30,7 @@ def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int, w
         targets: (windows, T) the tokens after them.
         at_once: windows of one pass, fewer where their activities would be large.
         world: the processes that share the windows out.
+        separator: token that begins a document, before which nothing is seen; None: a window is read as one text.
     """
     device = model.encoder.device
     whole = scored_share(targets)
@@ -36,8 +39,10 @@ def validation_loss(model: BDH, idx: Tensor, targets: Tensor, *, at_once: int, w
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(idx), at_once):
         rows = slice(start, start + at_once)
-        _, loss = model(idx[rows].to(device), targets[rows].to(device))
-        assert loss is not None
+        tokens = idx[rows].to(device)
+        # without separators no state is made
+        logits = model(tokens)[0] if separator is None else model.advance(tokens, fresh=tokens == separator)[0]
+        loss = cross_entropy(logits, targets[rows].to(device))
         weight = scored_share(targets[rows])
         total += loss.item() * weight if weight else 0.0
     world.add_up([total])
