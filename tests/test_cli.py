@@ -501,6 +501,25 @@ def test_what_has_no_room_is_told(words: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("always:.*is damaged")
+def test_a_damaged_checkpoint_is_told_once_and_the_one_before_speaks(trained: Path, capsys) -> None:
+    before, newest = sorted((trained / "checkpoints").glob("step-*"))[-2:]
+    words = ("--prompt", "the cat", "--max-new-tokens", 8, "--seed", 1)
+    assert run("generate", "--model", before, *words) == 0
+    expected = capsys.readouterr().out
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert run("generate", "--model", trained, *words) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    says = "model.safetensors does not have the hash it was written with"
+    assert captured.err == f"bdh: warning: {newest} is damaged: {says}; {before.name} is tried\n"
+    assert run("generate", "--model", newest, *words) == 2
+    assert f"bdh: {newest} is damaged: {says}; use another checkpoint\n" == capsys.readouterr().err
+
+
 def test_a_run_is_not_overwritten(trained: Path, text: Path, capsys) -> None:
     capsys.readouterr()
     assert run("train", "--data", text, "--out-dir", trained, *SMALL) == 2

@@ -226,11 +226,16 @@ def first_whole(checkpoints: Sequence[Path], damage: Callable[[Path], str | None
         if problem is None:
             return directory
         then = f"{after.name} is tried" if after else "no other is left"
-        warnings.warn(f"{directory} is damaged: {problem}; {then}", stacklevel=1)  # one place, so told once
+        _warn(f"{directory} is damaged: {problem}; {then}")
     raise CheckpointError(
         f"{checkpoints[0].parent}: none of {len(checkpoints)} checkpoints is whole: put back a copy of one, or train "
         "anew in another --out-dir"
     )
+
+
+@lru_cache(maxsize=64)  # a command asks for weights, tokenizer and template of the same run
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 def _misread(directory: Path) -> str | None:

@@ -102,7 +102,7 @@ def test_time_to_a_loss(text: Path, capsys) -> None:
         ("--batch-size 0", "--batch-size 0: expected an integer >= 1"),
         ("--max-seconds inf", "expected a number > 0"),
         ("--plot chart.jpg", "expected a name that ends with .png, .svg, .pdf"),
-        ("--plot nowhere/chart.png", "a directory that exists"),
+        ("--plot nowhere/chart.png", "its folder does not exist"),
     ],
 )
 def test_a_mistake_gets_one_line_before_anything_is_measured(
