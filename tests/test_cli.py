@@ -514,7 +514,7 @@ def test_a_damaged_checkpoint_is_told_once_and_the_one_before_speaks(trained: Pa
     assert run("generate", "--model", trained, *words) == 0
     captured = capsys.readouterr()
     assert captured.out == expected
-    says = "model.safetensors does not have the hash it was written with"
+    says = "model.safetensors does not have the sum it was written with"
     assert captured.err == f"bdh: warning: {newest} is damaged: {says}; {before.name} is tried\n"
     assert run("generate", "--model", newest, *words) == 2
     assert f"bdh: {newest} is damaged: {says}; use another checkpoint\n" == capsys.readouterr().err

@@ -246,10 +246,10 @@ def _misread(directory: Path) -> str | None:
     return _compared(directory.absolute(), tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
 
 
-@lru_cache(maxsize=64)  # weights, tokenizer and template are asked for one after the other; hashing takes its time
+@lru_cache(maxsize=64)  # weights, tokenizer and template are asked for one after the other
 def _compared(directory: Path, _stamps: tuple[tuple[int, ...], ...]) -> str | None:
     in_parts = (directory / SHARDS).is_file()
-    return manifest.damage(directory, None if in_parts else {WEIGHTS, CONFIG, TOKENIZER})
+    return manifest.damage(directory, None if in_parts else {WEIGHTS, CONFIG, TOKENIZER}, quick=True)
 
 
 def kept(run: Path) -> list[Path]:

@@ -7,14 +7,16 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 FILE = "manifest.json"
 FORMAT = 1
 
 
 def write(directory: Path) -> None:
-    """Write the size and SHA-256 of every file in `directory` to its manifest."""
+    """Write the size, SHA-256 and sum of every file in `directory` to its manifest."""
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file), "sum": _sum(file)}
         for file in sorted(directory.iterdir())
         if file.name != FILE
     }
@@ -22,19 +24,21 @@ def write(directory: Path) -> None:
     (directory / FILE).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2), encoding="utf-8")
 
 
-def damage(directory: Path, names: Collection[str] | None = None) -> str | None:
+def damage(directory: Path, names: Collection[str] | None = None, *, quick: bool = False) -> str | None:
     """Return what is wrong with files of a checkpoint, or None where they are as they were written.
 
     Args:
         directory: the checkpoint.
         names: look at these files only, where they are in the manifest; None: at all that are.
+        quick: compare sums, where the manifest has them, instead of hashes: a tenth of the time, and any changed bit is
+            noticed, but not words that changed places.
     """
     try:
         content = json.loads((directory / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             return f"{FILE} is of format {content['format']}, not {FORMAT}"
         expected = {
-            name: (int(about["bytes"]), str(about["sha256"]))
+            name: (int(about["bytes"]), str(about["sha256"]), about.get("sum"))
             for name, about in content["files"].items()
             if names is None or name in names
         }
@@ -42,7 +46,7 @@ def damage(directory: Path, names: Collection[str] | None = None) -> str | None:
         return f"{FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{FILE} cannot be read"
-    for name, (size, digest) in expected.items():
+    for name, (size, digest, total) in expected.items():
         file = directory / name
         if not file.is_file():
             return f"{name} is missing"
@@ -50,8 +54,8 @@ def damage(directory: Path, names: Collection[str] | None = None) -> str | None:
         if found != size:
             return f"{name} has {found:,} bytes, not {size:,}"
         try:
-            if _sha256(file) != digest:
-                return f"{name} does not have the hash it was written with"
+            if (_sum(file) != total) if quick and total else (_sha256(file) != digest):
+                return f"{name} does not have the {'sum' if quick and total else 'hash'} it was written with"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
@@ -60,3 +64,11 @@ def damage(directory: Path, names: Collection[str] | None = None) -> str | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sum(file: Path) -> str:
+    """Return the sum of the little-endian 64-bit words of a file, modulo 2^64, in hexadecimal digits."""
+    content = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
+    words, rest = np.split(content, [len(content) // 8 * 8])
+    total = int(words.view("<u8").sum(dtype=np.uint64)) + int.from_bytes(rest.tobytes(), "little")
+    return f"{total % 2**64:016x}"
