@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import bdh
+from bdh import TrainConfig
+from bdh.arguments import pretrain_defaults
 from bdh.cli import main
 from bdh.data import train_bpe
 
@@ -84,6 +86,16 @@ def test_what_does_not_fit_a_run_is_told(trained: Path, capsys) -> None:
     ):
         assert run("train", "--resume-from", trained, *flags) == 2
         assert said in capsys.readouterr().err
+
+
+def test_pretrain_goes_on_with_a_run_of_train_as_it_began(text: Path, tmp_path: Path, capsys) -> None:
+    words = ("--data", text, "--out-dir", tmp_path / "r", *SHAPE)
+    assert run("train", *words, "--max-steps", 3) == 0  # else with the settings of its size
+    facts = json.loads((tmp_path / "r" / "run.json").read_text())
+    facts["train"] |= {"max_steps": TrainConfig().max_steps}  # as if it had been stopped
+    (tmp_path / "r" / "run.json").write_text(json.dumps(facts))
+    assert pretrain_defaults(["pretrain", "--resume-from", str(tmp_path / "r")]).train.batches == "windows"
+    assert pretrain_defaults(["pretrain", "--data", str(text)]).train.batches == "streams"
 
 
 def test_a_short_training_needs_no_other_warm_up(text: Path, tmp_path: Path) -> None:

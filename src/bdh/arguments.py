@@ -179,7 +179,12 @@ class SftArgs(FinetuneArgs):
 
 
 def train_defaults(argv: Sequence[str]) -> TrainArgs:
-    """Return the settings that hold where no flag is given: those of the run to resume, else of the model size.
+    """Return the settings that hold where no flag is given: those of the run to resume, else of the model size."""
+    return _defaults(argv)[0]
+
+
+def _defaults(argv: Sequence[str]) -> tuple[TrainArgs, bool]:
+    """Return the same, and whether they are those of a run.
 
     Args:
         argv: the words after the program's name.
@@ -188,12 +193,12 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
         ValueError: unknown model size, or a damaged run directory.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("model-size", "variant", "resume-from", "out-dir", "data", "dataset"):
+    for name in ("model-size", "variant", "resume-from", "out-dir", "data", "dataset", "parallel"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
     try:
         given, _ = parser.parse_known_args(argv[1:])
     except SystemExit:
-        return TrainArgs()  # the full parser will say what is wrong
+        return TrainArgs(), False  # the full parser will say what is wrong
     check_one_text(given.data, given.dataset)
     size = given.model_size or "nano"
     model = preset(size, variant=given.variant, vocab_size=prepared_vocabulary(given.dataset, given.data))
@@ -207,20 +212,22 @@ def train_defaults(argv: Sequence[str]) -> TrainArgs:
     )
     stored = _stored(named.run_dir) if given.resume_from else None
     if stored is None:
-        return TrainArgs(model=model, train=train_preset(size), model_size=size)
+        return TrainArgs(model=model, train=train_preset(size), model_size=size), False
     if "tuned_from" in stored:
         raise ValueError(f"{named.run_dir} is a run of bdh finetune: go on with bdh finetune and --resume")
     if "text" not in stored:
         raise ValueError(f"{named.run_dir} was not begun by bdh train: go on with bdh.train.fit, which began it")
     text, shared = stored["text"], stored.get("shared", {})
-    return TrainArgs(
+    found = TrainArgs(
         model=model if given.model_size or given.variant else BDHConfig.from_dict(stored["model"]),
         train=TrainConfig.from_dict(stored["train"]),
         model_size=stored["model_size"],
         dataset=text["dataset"],
         data=Path(text["data"]) if text["data"] else None,
-        **{name: shared[name] for name in ("parallel", "ranks_per_model") if name in shared},
+        parallel=given.parallel or shared.get("parallel", "data"),
+        ranks_per_model=shared.get("ranks_per_model") if given.parallel in (None, "neurons") else None,
     )
+    return found, True
 
 
 def _stored(run: Path) -> dict[str, Any] | None:
@@ -231,9 +238,9 @@ def _stored(run: Path) -> dict[str, Any] | None:
 
 def pretrain_defaults(argv: Sequence[str]) -> TrainArgs:
     """Return the settings of `bdh pretrain` that hold where no flag is given: the paper's, or those of a run."""
-    chosen = train_defaults(argv)
-    if chosen.train != train_preset(chosen.model_size):
-        return chosen  # a run that goes on keeps what it began with
+    chosen, of_run = _defaults(argv)
+    if of_run:
+        return chosen  # it keeps what it began with
     return replace(chosen, train=replace(chosen.train, **PRETRAINING))
 
 

@@ -45,14 +45,20 @@ def check_file(path: str | Path, flag: str = "") -> None:
     _check_writable(target.parent, named)
 
 
-def check_directory(path: str | Path, flag: str = "") -> None:
-    """Raise ValueError where `replacing_directory` could not write, or no directory could be made; see `check_file`."""
+def check_directory(path: str | Path, flag: str = "", *, replaced: bool = False) -> None:
+    """Raise ValueError where files could not be written into a directory, be it there or not; see `check_file`.
+
+    Args:
+        path: the directory.
+        flag: what it was given by.
+        replaced: it is written by `replacing_directory`, which works beside what is there.
+    """
     target = Path(path)
     named = f"{flag} {target}".strip()
     there = next(place for place in (target, *target.absolute().parents) if place.exists())
     if not there.is_dir():
         raise ValueError(f"{named}: expected a directory, {'this' if there == target else there} is a file")
-    _check_writable(there, named)
+    _check_writable(there.absolute().parent if replaced and there == target else there, named)
 
 
 def _check_name(target: Path, named: str) -> None:

@@ -24,10 +24,9 @@ from torch.nn.utils import parametrize
 
 from bdh.checkpoint import CheckpointError, fingerprint
 from bdh.data.templates import Prompting
-from bdh.model import BDH
+from bdh.model import BDH, MAPS
 
 FILE = "adapter.safetensors"
-MAPS = ("encoder", "encoder_v", "decoder")
 FORMAT = "1"
 
 

@@ -30,8 +30,8 @@ def damage(directory: Path, names: Collection[str] | None = None, *, quick: bool
     Args:
         directory: the checkpoint.
         names: look at these files only, where they are in the manifest; None: at all that are.
-        quick: compare sums, where the manifest has them, instead of hashes: a tenth of the time, and any changed bit is
-            noticed, but not words that changed places.
+        quick: compare sums, where the manifest has them, instead of hashes: a tenth of the time. A changed bit is
+            noticed, and what is cut off or zeroed, but not changes that cancel, as of words that changed places.
     """
     try:
         content = json.loads((directory / FILE).read_text(encoding="utf-8"))

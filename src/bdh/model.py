@@ -38,9 +38,11 @@ from bdh.parts import Carried, Parts
 from bdh.state import State
 from bdh.taps import Edit, Tap, at_level, composed, no_tap
 
-__all__ = ["BDH", "State", "Tap", "cross_entropy", "evaluating"]
+__all__ = ["BDH", "MAPS", "State", "Tap", "cross_entropy", "evaluating"]
 
 INIT_STD = 0.02
+MAPS = ("encoder", "encoder_v", "decoder")
+"""The weights with a neuron index."""
 
 
 class BDH(nn.Module):
@@ -166,7 +168,7 @@ class BDH(nn.Module):
         fresh: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Embed, pass L times, read out: shared by `forward` and `advance`. `owns_state`: its memory is written to."""
-        assert wants_state or state is None, "a pass that hands no state on reads none"
+        assert wants_state or (state is None and fresh is None), "a pass that hands no state on reads none"
         check_ids(idx, self.config.vocab_size)
         if fresh is not None and not self.parts.forgets:
             raise ValueError("fresh: expected a model that carries nothing but its plain memory; cut the text there")

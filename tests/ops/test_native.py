@@ -475,3 +475,12 @@ def test_a_state_that_learns_is_not_read_by_kernels() -> None:
         loss = model.advance(text[:, 6:], state)[0].square().sum()
     through = torch.autograd.grad(loss, state.rho)
     assert all(part.abs().sum() > 0 for part in through)
+
+
+def test_a_second_way_back_is_refused() -> None:
+    config = shape()
+    inputs = [t.requires_grad_() for t in (entry(config, 1, 9), *weights(config))]
+    out = native_levels.levels(*inputs, n_layer=2).sum()
+    torch.autograd.grad(out, inputs, retain_graph=True)
+    with pytest.raises(RuntimeError, match="expected one way back, this is a second"):
+        torch.autograd.grad(out, inputs)

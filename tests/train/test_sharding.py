@@ -1,8 +1,10 @@
 """Weights cut over ranks train as whole ones, and their checkpoints become models."""
 
+import errno
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -75,3 +77,25 @@ def test_what_needs_whole_tensors_is_refused(tmp_path: Path) -> None:
     for shape, train in (({"variant": "hatching"}, {}), ({}, {"clip": "adaptive"})):
         found = on_ranks(2, trained, tmp_path, shape, train, "", 60.0, "fsdp")
         assert all(text.startswith("ValueError: parallel=fsdp: expected") for text in found), found
+
+
+@pytest.mark.parametrize("windows", [1, 5])
+def test_ranks_validate_in_step(tmp_path: Path, windows: int) -> None:
+    train = {"eval_windows": windows, "batch_size": 2, "max_steps": 4}
+    trained(tmp_path / "one", {}, train)
+    found = on_ranks(2, trained, tmp_path / "all", {}, train, "", 20.0, "fsdp", timeout=40)
+    assert found == [(4, None)] * 2, found
+    assert curve(tmp_path / "all") == pytest.approx(curve(tmp_path / "one"), abs=CURVE, rel=0)
+
+
+def without_room(path: Path) -> object:
+    """Train where no part of a checkpoint can be written."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch.object(sharding.FileSystemWriter, "write_data", side_effect=full):
+        return trained(path, {}, {}, "", 20.0, "fsdp")
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+    for text in on_ranks(2, without_room, tmp_path / "run"):
+        assert text.startswith("SavingError: "), text
+        assert "cannot be written ([Errno 28] No space left on device): make room or give rights, then" in text

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing to say
         code = 1
-    except (Exception, MemoryError) as error:
+    except Exception as error:
         if os.environ.get("BDH_DEBUG"):
             raise
         known = isinstance(error, ValueError | OSError) or _ends_training(error)
@@ -54,6 +54,5 @@ def _run(argv: list[str]) -> int:
 
 def _ends_training(error: BaseException) -> bool:
     """Whether it is what a training says when it cannot go on."""
-    from bdh.train import LostRankError, NonFiniteError  # with torch, which takes a second
-
-    return isinstance(error, NonFiniteError | LostRankError)
+    train = sys.modules.get("bdh.train")  # who trains has it; loading it for any other error takes a second
+    return train is not None and isinstance(error, train.NonFiniteError | train.LostRankError)

@@ -46,7 +46,7 @@ def index(
     from bdh import lens
 
     target = out or Path(f"{model}-index")
-    check_directory(target, "--out")
+    check_directory(target, "--out", replaced=True)
     hatchling = open_model(model)
     corpus = corpus_of(model, dataset, data)
     text = np.concatenate([corpus.train, corpus.validation]) if data else np.asarray(corpus.validation)

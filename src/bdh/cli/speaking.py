@@ -177,7 +177,7 @@ def convert(
     from bdh.foreign import import_checkpoint
     from bdh.lowrank import load_adapter
 
-    check_directory(out)
+    check_directory(out, replaced=True)
     words: Tokenizer | None = read_tokenizer(tokenizer) if tokenizer else None
     asked = None
     if source.is_dir():

@@ -192,7 +192,7 @@ class Preparation:
             "name": self.source.name,
             "source": {**self.source.about, "files": self.files},
             "settings": self.identity["settings"],
-            "split": {"by": "hash of the document", "validation_share": self.share}
+            "split": {"by": "hash of the document", "validation_share": self.state["bar"] / 2**64}
             if self.pooled
             else {"by": "files of the data set"},
             "tokenizer": {

@@ -111,7 +111,6 @@ def _write(source: sources.Source, settings: Settings, wanted: dict[str, Any], w
 
 def _put(work: Path, out: Path) -> None:
     """Let what is finished take the place of what was there."""
-    (work / LOCK).unlink()
     (work / STATE).unlink(missing_ok=True)
     sync(work)
     old = out.with_name(f".{out.name}.old")
@@ -119,5 +118,6 @@ def _put(work: Path, out: Path) -> None:
     if out.exists():
         out.replace(old)
     work.replace(out)
+    (out / LOCK).unlink()  # not before: who waits for it would take what is finished for left behind
     sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -227,8 +227,7 @@ def using(backend: LevelsBackend) -> Iterator[None]:
 
 
 def levels_backend(*tensors: Tensor, activities: int = 0) -> LevelsPath:
-    """Return how a training pass from an empty state that nobody taps is computed.
-
+    """Return how a training pass that nobody taps is computed; from a state, one that is tiled here is composed.
 
     Native: float32 (or autocast to bfloat16) on a CPU, kernels built. Tiled: other training on a CPU in float32 or
     wider; elsewhere training of which a composed pass would hold more than half of the memory (`tiled.why_not`).

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bdh.ops import native, native_attention
 from bdh.ops.native_plan import Dropout, Level, Plan, Weights
@@ -160,7 +161,10 @@ class _Levels(torch.autograd.Function):
         return v, *after
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.kept:  # it is freed on the way, level by level
+            raise RuntimeError("native levels: expected one way back, this is a second; use ops.using('composed')")
         d_v, w = grads[0], ctx.weights
         d_w = Weights(torch.zeros_like(w.encoder), torch.zeros_like(w.encoder_v), torch.zeros_like(w.decoder))
         with _dense_products(ctx.settings.rounded):

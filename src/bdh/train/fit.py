@@ -217,16 +217,17 @@ class Training:
     def accumulate(self) -> Tensor:
         """Add up the gradients of one step, those of all processes, and return the mean training loss."""
         self.model.train()
+        self.activity.step = {}
         total = torch.zeros((), device=self.device)
         tap = {"tap": self.activity} if self.activity.wanted else {}
         with self._dropout_stream(), self._autocast():
             for loss, weight in self.reading.losses(self.step, tap):
                 # the way back is not under autocast: it takes the types of the way there
                 with torch.autocast(self.device.type, enabled=False):
-                    self.scaler.scale((loss + self.activity.take()) * weight).backward()
+                    self.scaler.scale((loss + self.activity.take(weight)) * weight).backward()
                 total += loss.detach() * weight
         if self.world.size > 1:
-            self.unsound = self.sharing.add_up(total)
+            self.unsound = self.sharing.add_up(total, *self.activity.step.values())
         return total
 
     def update(self, total: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ class Training:
             "step": self.step,
             "tokens": self.reading.tokens,
             "train_loss": loss.item(),
-            **{f"{name}_loss": value.item() for name, value in self.activity.now.items()},
+            **{f"{name}_loss": value.item() for name, value in self.activity.step.items()},
             "learning_rate": learning_rate(self.step - 1, c),
             "grad_norm": norm.item(),
             "tokens_per_s": (self.reading.tokens - self.tokens_before) / (self.seconds - self.seconds_before),

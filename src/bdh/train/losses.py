@@ -30,8 +30,8 @@ class ActivityLosses:
             )
         self.target, self.levels = model.lif.rate, model.n_layer
         self.weights = {"sparse": train.sparse_weight, "rate": train.rate_weight}
-        self.now: dict[str, Tensor] = {}
-        """Of the last window."""
+        self.step: dict[str, Tensor] = {}
+        """Of the windows of a step so far, each by its weight."""
         self._sums: dict[str, Tensor] = {}
         self._tokens = 0
 
@@ -54,8 +54,14 @@ class ActivityLosses:
         # a window may be read in pieces: each counts by its tokens
         self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value * tokens / self.levels
 
-    def take(self) -> Tensor | float:
-        """Return the weighted sum for the window that was read since the last call, and begin anew."""
-        self.now = {name: value / self._tokens for name, value in self._sums.items()}
+    def take(self, weight: float = 1.0) -> Tensor | float:
+        """Return the weighted sum for the window that was read since the last call, and begin anew.
+
+        Args:
+            weight: of the window in its step.
+        """
+        now = {name: value / self._tokens for name, value in self._sums.items()}
         self._sums, self._tokens = {}, 0
-        return sum((self.weights[name] * value for name, value in self.now.items()), start=0.0)
+        for name, value in now.items():
+            self.step[name] = self.step.get(name, torch.zeros_like(value)) + value.detach() * weight
+        return sum((self.weights[name] * value for name, value in now.items()), start=0.0)

@@ -22,11 +22,8 @@ from torch import Tensor
 
 from bdh import ops
 from bdh.config import BDHConfig
-from bdh.model import BDH, State, Tap
+from bdh.model import BDH, MAPS, State, Tap
 from bdh.train.distributed import World
-
-MAPS = ("encoder", "encoder_v", "decoder")
-"""What is cut; embedding and readout are on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,9 @@ class NeuronShard(BDH):
         self._across, self._head = world.split(self.share.ranks_per_head)
         # an edit, so that no path is taken that computes whole levels
         self.edits = (self._sum_reads,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "edits": (self._sum_reads,)}  # a copy is a shard, too
 
     @classmethod
     def of(cls, model: BDH, world: World) -> NeuronShard:

@@ -146,7 +146,7 @@ class Run:
         self._append(SAMPLES, f"--- step {step}\n{text}\n\n")
 
     def _append(self, name: str, text: str) -> None:
-        with self._explained(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+        with self.explained(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
     def rewind(self, step: int, *, best: bool = False) -> None:
@@ -183,13 +183,17 @@ class Run:
             SavingError: it cannot be written; the checkpoints before are as they were.
         """
         directory = self.directory(snapshot.progress["step"])
-        with self._explained(directory):
-            for log in (METRICS, SAMPLES):
-                if (self.path / log).exists():
-                    files.sync(self.path / log)  # what is before a checkpoint is on disk before it
+        with self.explained(directory):
+            self.sync_logs()
             with files.replacing_directory(directory) as work:
                 snapshot.write(work)
             self.point(directory, best=snapshot.progress["best"])
+
+    def sync_logs(self) -> None:
+        """Bring metrics and samples to the disk: what is before a checkpoint is there before it."""
+        for log in (METRICS, SAMPLES):
+            if (self.path / log).exists():
+                files.sync(self.path / log)
 
     def directory(self, step: int) -> Path:
         """Return where the checkpoint of a step goes."""
@@ -205,7 +209,7 @@ class Run:
                 shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
-    def _explained(self, path: Path) -> Iterator[None]:
+    def explained(self, path: Path) -> Iterator[None]:
         """Say in one line what could not be written, why, and what is left."""
         try:
             yield

@@ -56,8 +56,16 @@ def save(run: Run, snapshot: Snapshot, tensors: dict[str, Tensor], world: World)
         snapshot: all but weights and moments.
         tensors: the part of this rank of these, see `bdh.train.sharing`.
         world: the ranks.
+
+    Raises:
+        SavingError: a rank could not write; the checkpoints before are as they were.
     """
     directory = run.directory(snapshot.progress["step"])
+    with run.explained(directory):
+        _save(run, directory, snapshot, tensors, world)
+
+
+def _save(run: Run, directory: Path, snapshot: Snapshot, tensors: dict[str, Tensor], world: World) -> None:
     work = directory.with_name(f".{directory.name}.parts")
     if world.first:
         shutil.rmtree(work, ignore_errors=True)
@@ -65,11 +73,15 @@ def save(run: Run, snapshot: Snapshot, tensors: dict[str, Tensor], world: World)
         checkpoint.write_config(snapshot.config, work, snapshot.tokenizer, snapshot.asked)
         snapshot.write_progress(work)
     world.wait()
-    with world.together():
-        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(work))
+    try:
+        with world.together():
+            state_dict_saver.save(tensors, storage_writer=FileSystemWriter(work))
+    except CheckpointException as error:  # torch wraps what went wrong on any rank
+        raise OSError(str(next(iter(error.failures.values()))[0])) from None
     if world.first:
+        run.sync_logs()
         manifest.write(work)
-        for file in work.iterdir():
+        for file in (*work.iterdir(), work):
             files.sync(file)
         if directory.exists():
             shutil.rmtree(directory)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from bdh.config import TrainConfig
-from bdh.model import BDH, State
+from bdh.model import BDH, MAPS, State
 from bdh.train.distributed import ALONE, World
-from bdh.train.neurons import MAPS, NeuronShard
+from bdh.train.neurons import NeuronShard
 
 CPU = torch.device("cpu")
 
@@ -51,15 +51,15 @@ class Copies:
         """Return what this rank has of the model."""
         return model.to(self.device)
 
-    def add_up(self, loss: Tensor) -> Tensor:
-        """Replace gradients, loss and what slow parts observed by the sums over the ranks.
+    def add_up(self, loss: Tensor, *told: Tensor) -> Tensor:
+        """Replace gradients, loss, what slow parts observed, and what is only told, by the sums over the ranks.
 
         Returns:
             (W,) 1 for every rank whose loss or gradient was no finite number.
         """
         gradients = self._gradients()
         unsound = self._marked(loss.isfinite() & get_total_norm(gradients).isfinite())
-        self.world.add_up([*gradients, loss, unsound, *self.model.parts.observed()])
+        self.world.add_up([*gradients, loss, unsound, *told, *self.model.parts.observed()])
         return unsound
 
     def norm(self) -> Tensor:
@@ -108,6 +108,7 @@ class Pieces(Copies):
             raise ValueError("parallel=fsdp: expected variant bdh, since mechanisms change whole weights; use data")
         if train.clip != "norm" or train.compile:
             raise ValueError("parallel=fsdp: expected clip=norm and no compile, which takes whole tensors; use data")
+        _refuse_float16(train)
         fully_shard(model.to(self.device), mesh=init_device_mesh(self.device.type, (self.world.size,)))
         assert isinstance(model, FSDPModule)
         # losses are weighted already: their gradients are to be added, by the one kind of sum that gloo has
@@ -116,9 +117,9 @@ class Pieces(Copies):
         register_fsdp_forward_method(model, "advance")
         return model
 
-    def add_up(self, loss: Tensor) -> Tensor:
+    def add_up(self, loss: Tensor, *told: Tensor) -> Tensor:
         unsound = self._marked(loss.isfinite())
-        self.world.add_up([loss, unsound])  # gradients are added up as they are made
+        self.world.add_up([loss, unsound, *told])  # gradients are added up as they are made
         return unsound
 
     def norm(self) -> Tensor:
@@ -137,6 +138,7 @@ class Neurons(Copies):
     def _placed(self, model: BDH, train: TrainConfig) -> BDH:
         from torch.distributed.device_mesh import init_device_mesh
 
+        _refuse_float16(train)
         if train.compile or train.backend in ("native", "tiled"):
             raise ValueError(
                 "parallel=neurons: expected no compile and backend auto, composed or reference, which let ranks speak "
@@ -148,11 +150,13 @@ class Neurons(Copies):
         self._mesh = init_device_mesh(self.device.type, grid)
         return self._shard
 
-    def add_up(self, loss: Tensor) -> Tensor:
+    def add_up(self, loss: Tensor, *told: Tensor) -> Tensor:
         unsound = self._marked(loss.isfinite())
         self._shard.share_gradients()
         self.rows.add_up([*self._gradients(), loss])
-        self.world.add_up([unsound])
+        for mean in told:  # over the neurons of each
+            mean /= self.neurons.size
+        self.world.add_up([unsound, *told])
         return unsound
 
     def norm(self) -> Tensor:
@@ -179,6 +183,12 @@ class Neurons(Copies):
                 where = (Replicate(), *map(Shard, dims))
                 found[name] = DTensor.from_local(tensor, self._mesh, where, run_check=False)
         return found
+
+
+def _refuse_float16(train: TrainConfig) -> None:
+    # each rank would find the overflow of its own part alone, and skip a step that the others take
+    if train.dtype == "float16":
+        raise ValueError("dtype=float16: expected float32 or bfloat16 where ranks have parts; or use --parallel data")
 
 
 SHARINGS: dict[str, type[Copies]] = {"data": Copies, "fsdp": Pieces, "neurons": Neurons}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdh import lens
 from bdh.data import scored_share
+from bdh.data.streams import NOT_SCORED
 from bdh.model import BDH, cross_entropy
 from bdh.train.distributed import ALONE, World
 
@@ -34,6 +35,9 @@ def validation_loss(
     """
     device = model.encoder.device
     whole = scored_share(targets)
+    if extra := -len(idx) % world.size:  # ranks that have a model together all make the same number of passes
+        more = torch.arange(extra) % len(idx)
+        idx, targets = torch.cat([idx, idx[more]]), torch.cat([targets, torch.full_like(targets[more], NOT_SCORED)])
     idx, targets = idx[world.rank :: world.size], targets[world.rank :: world.size]
     at_once = min(at_once, max(1, EVALUATED // (idx.shape[1] * model.config.n_neurons)))
     total = torch.zeros((), dtype=torch.float64)
