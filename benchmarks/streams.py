@@ -1,8 +1,9 @@
 """Training that carries memory beside training that does not: time of a step, native kernels and composed operations.
 
-    python benchmarks/streams.py --data input.txt [--model-size nano] [--rounds 7]
+    python benchmarks/streams.py --data input.txt [--model runs/demo] [--model-size nano] [--rounds 7]
 
-Freed memory is kept by all, rounds alternate, medians are told.
+Freed memory is kept by all, rounds alternate, medians are told. The kernels gain by what does not fire, so a trained
+model shows more than one at initialisation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import bdh
 from bdh import BDH
 from bdh.config import LevelsBackend, Order, preset, train_preset
 from bdh.data import load_corpus
@@ -31,6 +33,7 @@ WAYS = [(batches, backend) for batches in ORDERS for backend in BACKENDS]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a text file, or what bdh prepare wrote")
+    parser.add_argument("--model", type=Path, help="trained weights to begin from; by default random ones")
     parser.add_argument("--model-size", default="nano")
     parser.add_argument("--block-size", type=int, help="tokens of a window; by default that of the size")
     parser.add_argument("--batch-size", type=int)
@@ -45,7 +48,7 @@ def main() -> None:
         trainings = {}
         for batches, backend in WAYS:
             config = replace(train, batches=batches, backend=backend)
-            model = BDH.from_seed(preset(args.model_size), 0)
+            model = bdh.load(args.model) if args.model else BDH.from_seed(preset(args.model_size), 0)
             quiet = Reporter(Console(quiet=True))
             trainings[batches, backend] = Training(model, corpus, config, Run(folder), quiet)
         times: dict[tuple[Order, LevelsBackend], list[float]] = {way: [] for way in WAYS}
