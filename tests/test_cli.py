@@ -98,8 +98,9 @@ def test_pretrain_goes_on_with_a_run_of_train_as_it_began(text: Path, tmp_path: 
     assert pretrain_defaults(["pretrain", "--data", str(text)]).train.batches == "streams"
 
 
-def test_a_short_training_needs_no_other_warm_up(text: Path, tmp_path: Path) -> None:
+def test_a_short_training_shortens_its_warm_up_and_says_so(text: Path, tmp_path: Path, capsys) -> None:
     assert run("train", "--data", text, "--out-dir", tmp_path / "r", *SHAPE, "--block-size", 16, "--max-steps", 4) == 0
+    assert "warm-up of 100 steps shortened to 2, half of the training" in capsys.readouterr().out
 
 
 def test_a_run_on_a_relative_path_resumes_from_anywhere(

@@ -28,7 +28,7 @@ from bdh.train.reading import Reading
 from bdh.train.report import Reporter
 from bdh.train.run import Run
 from bdh.train.saving import Background, Snapshot, restore, restore_states
-from bdh.train.schedule import learning_rate
+from bdh.train.schedule import learning_rate, warm_up
 from bdh.train.setup import make_optimizer, pick_device, pick_dtype
 from bdh.train.sharing import SHARINGS
 from bdh.train.stopping import stop_requests
@@ -172,6 +172,8 @@ class Training:
             self.init_density = lens.init_density(self.model.config, probe, seed=self.config.seed)
         self.reporter.note(f"trains with {self.path}")
         first, c = self.step, self.config
+        if (rise := warm_up(c)) < c.warmup_steps:
+            self.reporter.note(f"warm-up of {c.warmup_steps} steps shortened to {rise}, half of the training")
         self.seconds_before, self.tokens_before = self.seconds, self.reading.tokens
         self.reporter.start(first, c.max_steps)
         stop = ""

@@ -7,6 +7,11 @@ import math
 from bdh.config import TrainConfig
 
 
+def warm_up(config: TrainConfig) -> int:
+    """Return the steps of the rise: those that are asked for, but no more than half of the training."""
+    return min(config.warmup_steps, config.max_steps // 2)
+
+
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the rate of optimiser step `step` (from 0): a linear rise, then a decay that ends at the floor.
 
@@ -20,7 +25,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         [0.1, 1.0, 1.0, 0.1]
     """
     peak, floor = config.learning_rate, config.learning_rate * config.min_lr_ratio
-    rise = min(config.warmup_steps, config.max_steps // 2)
+    rise = warm_up(config)
     if step < rise:
         return peak * (step + 1) / rise
     if config.schedule == "constant":
