@@ -451,9 +451,9 @@ def test_a_text_that_is_not_forgotten_is_caught(T: int, monkeypatch: pytest.Monk
 def test_a_state_in_another_frame_is_caught(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = shape(D=16, multiplier=16)
     truth = read_on(config, 2, T, 40, torch.float64, "composed")
-    passed = native_levels._passed
-    moved = lambda *args: passed(*args[:-1], args[-1]._replace(position=0))  # noqa: E731
-    monkeypatch.setattr(native_levels, "_passed", moved)
+    plan_of = native_levels._Settings.plan_of
+    unread = lambda self, *args: plan_of(replace(self, memory=self.memory._replace(position=0)), *args)  # noqa: E731
+    monkeypatch.setattr(native_levels._Settings, "plan_of", unread)
     assert error(read_on(config, 2, T, 40, torch.float32, "native")[0], truth[0]) > CONTROL
 
 

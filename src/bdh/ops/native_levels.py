@@ -70,11 +70,11 @@ def levels(
     Returns:
         (B, T, D).
     """
-    return _passed(v, encoder, encoder_v, decoder, n_layer, dropout, winners, None)[0]
+    return levels_from(None, v, encoder, encoder_v, decoder, n_layer=n_layer, dropout=dropout, winners=winners)[0]
 
 
 def levels_from(
-    memory: Memory,
+    memory: Memory | None,
     v: Tensor,
     encoder: Tensor,
     encoder_v: Tensor,
@@ -87,21 +87,13 @@ def levels_from(
     """Pass v through all levels, from a state to the next; differentiable in v and the maps, see `levels`.
 
     Returns:
-        (B, T, D), and the states after the last token as in `memory`, which have no gradient.
+        (B, T, D), and the states after the last token as in `memory`, which have no gradient; none without `memory`.
     """
-    out, *after = _passed(v, encoder, encoder_v, decoder, n_layer, dropout, winners, memory)
-    return out, after
-
-
-def _passed(
-    v: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, n_layer: int, dropout: float,
-    winners: int | None, memory: Memory | None,
-) -> tuple[Tensor, ...]:  # fmt: skip
     seed = int(torch.randint(2**62, ())) if dropout else 0
     rounded = torch.is_autocast_enabled("cpu")
     settings = _Settings(n_layer, dropout, seed, winners, rounded, memory, is_through_time())
-    found: tuple[Tensor, ...] = _Levels.apply(v, encoder, encoder_v, decoder, settings)  # type: ignore[no-untyped-call]
-    return found
+    out, *after = _Levels.apply(v, encoder, encoder_v, decoder, settings)  # type: ignore[no-untyped-call]
+    return out, after
 
 
 def memory_budget() -> float:
