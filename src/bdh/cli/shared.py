@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from bdh.data import ByteTokenizer, Corpus, load_corpus
 
 if TYPE_CHECKING:
     from bdh.model import BDH
+    from bdh.train import World
 
 
 def open_model(path: Path) -> BDH:
@@ -24,6 +26,24 @@ def open_model(path: Path) -> BDH:
     from bdh.foreign import import_checkpoint
 
     return import_checkpoint(path) if path.is_file() else checkpoint.load(path)
+
+
+def on_all_ranks(work: Callable[[World], int], **how: Any) -> int:
+    """Do the work of a command in all processes that torchrun has started, and return the exit code of this one.
+
+    Args:
+        work: what each does.
+        **how: see `bdh.train.joined`.
+    """
+    from bdh.train import NonFiniteError, joined
+
+    with joined(**how) as world:
+        try:
+            return work(world)
+        except NonFiniteError:
+            if world.first:
+                raise
+            return 1  # all ranks know the same, one says it
 
 
 def open_byte_model(path: Path) -> BDH:

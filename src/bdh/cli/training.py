@@ -7,12 +7,12 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 
 from bdh.arguments import FLAT, PlanArgs, TrainArgs
-from bdh.cli.shared import json_text
+from bdh.cli.shared import json_text, on_all_ranks
 from bdh.config import BDHConfig, TrainConfig
 from bdh.data import ByteTokenizer, load_corpus
 
@@ -27,15 +27,8 @@ def train(args: Annotated[TrainArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh train ...
     """
-    from bdh.train import NonFiniteError, joined
-
-    with joined(parallel=args.parallel, ranks_per_model=args.ranks_per_model) as world:
-        try:
-            return _train(args, world)
-        except NonFiniteError:
-            if world.first:
-                raise
-            return 1  # all ranks know the same, one says it
+    how: dict[str, Any] = {"parallel": args.parallel, "ranks_per_model": args.ranks_per_model}
+    return on_all_ranks(functools.partial(_train, args), **how)
 
 
 def _train(args: TrainArgs, world: World) -> int:

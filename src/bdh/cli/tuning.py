@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 
 from bdh.arguments import FLAT, FinetuneArgs, SftArgs
-from bdh.cli.shared import json_text, open_model, run_facts
-from bdh.data import load_examples
+from bdh.cli.shared import json_text, on_all_ranks, open_model, run_facts
+from bdh.config import TrainConfig
+from bdh.data import ExampleCorpus, load_examples
 from bdh.data.terminal import showing
 
 if TYPE_CHECKING:
+    from bdh.finetune import Tuned
     from bdh.train import World
 
 REPLAY_SHARE, LORA_ALPHA = 0.5, 16.0
@@ -26,15 +28,7 @@ def finetune(args: Annotated[FinetuneArgs, FLAT]) -> int:
 
     Several processes share each batch out when torchrun starts them: torchrun --nproc-per-node 2 -m bdh finetune ...
     """
-    from bdh.train import NonFiniteError, joined
-
-    with joined() as world:
-        try:
-            return _finetune(args, world)
-        except NonFiniteError:
-            if world.first:
-                raise
-            return 1  # all ranks know the same, one says it
+    return on_all_ranks(functools.partial(_finetune, args))
 
 
 def _finetune(args: FinetuneArgs, world: World) -> int:
@@ -69,15 +63,8 @@ def _finetune(args: FinetuneArgs, world: World) -> int:
     if args.lora_rank is not None:
         alpha = LORA_ALPHA if args.lora_alpha is None else args.lora_alpha
         trained = add_low_rank(model, args.lora_rank, alpha, seed=config.seed)
-    counts, padding = corpus.info["examples"], tuning.padding(corpus, config)
-    per_epoch = corpus.order(config).passes_per_epoch
-    assert corpus.prompting is not None
-    say(
-        f"{trained:,} of {model.config.n_parameters:,} parameters learn {counts['learned']:,} examples "
-        f"{config.max_steps * config.grad_acc_steps / per_epoch:.1f} times, {counts['held_out']:,} are held out; at "
-        f"{config.block_size} tokens {counts['cut']:,} are cut and {counts['left_away']:,} left away; template "
-        f"{corpus.prompting.template}"
-    )
+    padding = tuning.padding(corpus, config)
+    say(f"{trained:,} of {model.config.n_parameters:,} parameters learn {_told_of(corpus, config)}")
     replayed = f", {100 * share:.0f} % of the loss is replay of {args.replay}" if args.replay else ""
     say(f"{100 * padding:.1f} % of the rows is padding{replayed}; run in {run.path}")
     tuned = tuning.finetune(
@@ -100,12 +87,7 @@ def _finetune(args: FinetuneArgs, world: World) -> int:
             say(f"\n{prompt.rstrip()}\n> {said}\n(expected: {expected})")
         say("")
     say(f"held-out answers: {tuned.answer_bits[0]:.3f} -> {tuned.answer_bits[1]:.3f} bits/byte")
-    if tuned.base_bits is None or tuned.cost is None:
-        say("what it forgets was not measured: no text of its training is known; give one with --replay")
-    else:
-        say(
-            f"base text: {tuned.base_bits[0]:.4f} -> {tuned.base_bits[1]:.4f} bits/byte, cost {100 * tuned.cost:+.1f} %"
-        )
+    say(_told_of_cost(tuned))
     result = tuned.result
     if result.interrupted:
         say(f"stopped after step {result.step}, saved in {run.path}")
@@ -114,6 +96,23 @@ def _finetune(args: FinetuneArgs, world: World) -> int:
         say(f"the changes alone: {checkpoint.resolve(run.path) / ADAPTER}")
     say(f"step {result.step} done in {result.seconds:.0f} s of training; talk to it with: bdh chat --model {run.path}")
     return 0
+
+
+def _told_of(corpus: ExampleCorpus, config: TrainConfig) -> str:
+    counts, per_epoch = corpus.info["examples"], corpus.order(config).passes_per_epoch
+    assert corpus.prompting is not None
+    return (
+        f"{counts['learned']:,} examples {config.max_steps * config.grad_acc_steps / per_epoch:.1f} times, "
+        f"{counts['held_out']:,} are held out; at {config.block_size} tokens {counts['cut']:,} are cut and "
+        f"{counts['left_away']:,} left away; template {corpus.prompting.template}"
+    )
+
+
+def _told_of_cost(tuned: Tuned) -> str:
+    if tuned.base_bits is None or tuned.cost is None:
+        return "what it forgets was not measured: no text of its training is known; give one with --replay"
+    before, after = tuned.base_bits
+    return f"base text: {before:.4f} -> {after:.4f} bits/byte, cost {100 * tuned.cost:+.1f} %"
 
 
 def sft(args: Annotated[SftArgs, FLAT]) -> int:
