@@ -141,7 +141,7 @@ class DocumentStreams:
         document = self._order[number]
         inside = place - (self._ends[number] - self._lengths[document])
         where = self._starts[document] + inside  # in the text
-        idx, targets = (tensor(self._tokens[at].astype(np.int64)) for at in (where, where + 1))
+        idx, targets = (tensor(self._tokens[places].astype(np.int64)) for places in (where, where + 1))
         fresh = tensor(inside == 0)
         if at == 0:
             fresh[:, 0] = True
